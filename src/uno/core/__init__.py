@@ -1,0 +1,1 @@
+"""The parts of uno: resources (what exists) and monitoring (what is observed)."""
