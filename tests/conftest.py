@@ -1,0 +1,129 @@
+"""Which fixtures does every test have? Real servers, and a real browser.
+
+A server is started once, when a test first asks for it. A test may freeze, kill or restart it: after the test it is
+brought back. Where a program is missing the test is skipped with the name of the package; with CI=true it fails.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+import pytest
+
+from tests import servers
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+T = TypeVar("T")
+S = TypeVar("S", bound=servers.Server)
+
+
+def _required(make: Callable[[], T]) -> T:
+    try:
+        return make()
+    except servers.Missing as missing:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(missing))
+        pytest.skip(str(missing))
+
+
+def _run(make: Callable[[], S]) -> Iterator[S]:
+    server = _required(make)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def _lend(server: S) -> Iterator[S]:
+    yield server
+    server.recover()
+
+
+@pytest.fixture(scope="session")
+def _postgresql() -> Iterator[servers.PostgreSQL]:
+    yield from _run(servers.PostgreSQL)
+
+
+@pytest.fixture
+def postgresql(_postgresql: servers.PostgreSQL) -> Iterator[servers.PostgreSQL]:
+    """A PostgreSQL server; ``url`` begins with ``postgresql://`` and carries a password."""
+    yield from _lend(_postgresql)
+
+
+@pytest.fixture(scope="session")
+def _redis_server() -> Iterator[servers.Redis]:
+    yield from _run(servers.Redis)
+
+
+@pytest.fixture
+def redis_server(_redis_server: servers.Redis) -> Iterator[servers.Redis]:
+    """A Redis server without a password."""
+    yield from _lend(_redis_server)
+
+
+@pytest.fixture(scope="session")
+def _redis_with_password() -> Iterator[servers.Redis]:
+    yield from _run(lambda: servers.Redis(password=servers.PASSWORD))
+
+
+@pytest.fixture
+def redis_with_password(_redis_with_password: servers.Redis) -> Iterator[servers.Redis]:
+    """A Redis server that asks for a password, which ``url`` carries."""
+    yield from _lend(_redis_with_password)
+
+
+@pytest.fixture(scope="session")
+def _rabbitmq() -> Iterator[servers.RabbitMQ]:
+    yield from _run(servers.RabbitMQ)
+
+
+@pytest.fixture
+def rabbitmq(_rabbitmq: servers.RabbitMQ) -> Iterator[servers.RabbitMQ]:
+    """A RabbitMQ server; ``url`` carries a password. Its first start takes some 5 s."""
+    yield from _lend(_rabbitmq)
+
+
+@pytest.fixture
+def prometheus() -> Iterator[Callable[[str], servers.Prometheus]]:
+    """Call it with a configuration (YAML) to start a Prometheus server that ends with the test."""
+    started: list[servers.Prometheus] = []
+
+    def start(config: str) -> servers.Prometheus:
+        started.append(_required(lambda: servers.Prometheus(config)))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def promtool() -> str:
+    """The path of promtool."""
+    return _required(lambda: servers.find_program("prometheus", "promtool"))
+
+
+@pytest.fixture(scope="session")
+def dot() -> str:
+    """The path of Graphviz's dot."""
+    return _required(lambda: servers.find_program("graphviz", "dot"))
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of Chromium."""
+    return _required(lambda: servers.find_program("chromium", "/usr/bin/chromium", "chromium", "google-chrome"))
+
+
+@pytest.fixture(scope="session")
+def browser(chromium: str) -> Iterator[Browser]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -1,0 +1,401 @@
+"""Which real servers can a test start, freeze and kill?
+
+Each class runs one server on a free port of 127.0.0.1, with its files in a temporary folder that only it uses. Nothing
+of the machine's own configuration is read or changed. ``close`` ends the server with all its children and removes the
+folder; if the test process itself is killed, the kernel ends the server (where ``setpriv`` exists).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import pwd
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+HOST = "127.0.0.1"
+USER = "uno"
+PASSWORD = "correct-horse-battery"
+
+
+class Missing(Exception):
+    """The program is not installed; the message names it and the Debian package that has it."""
+
+
+def find_program(package: str, *candidates: str) -> str:
+    """The path of the first candidate (a name on the PATH or a glob, newest version first); Missing if there is none."""
+    for candidate in candidates:
+        if "/" not in candidate:
+            path = shutil.which(candidate)
+            if path:
+                return path
+            continue
+        matches = [path for path in glob.glob(candidate) if os.access(path, os.X_OK)]
+        if matches:
+            return max(matches, key=_version_order)
+    raise Missing(f"{candidates[-1]} not found (apt-get install {package})")
+
+
+def _version_order(path: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in path.replace(".", "/").split("/")]
+
+
+def free_port() -> int:
+    """A free port below the range that the kernel hands to outgoing connections, so that none of these takes it first."""
+    while True:
+        port = random.randint(20_000, 31_999)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((HOST, port))
+            return port
+
+
+def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:
+    """Call ``condition`` until it is true; TimeoutError after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {seconds:g} s")
+        time.sleep(0.02)
+
+
+class Server:
+    """A server process with its children: start, freeze, thaw, kill, restart, close."""
+
+    name = "server"
+    scheme = ""
+    start_seconds = 30.0
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.folder = Path(tempfile.mkdtemp(prefix=f"uno-test-{self.name}-"))
+        self._process: subprocess.Popen[bytes] | None = None
+        self._frozen = False
+        try:
+            self.prepare()
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    # What a kind of server says of itself.
+
+    def prepare(self) -> None:
+        """Write what the server needs before its first start."""
+
+    def command(self) -> list[str]:
+        raise NotImplementedError
+
+    def environment(self) -> dict[str, str]:
+        return {}
+
+    def user(self) -> str | None:
+        """The account to run as; None for the one that runs the tests."""
+        return None
+
+    def answers(self) -> bool:
+        """Is it ready to serve?"""
+        raise NotImplementedError
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://{HOST}:{self.port}"
+
+    # What a test does with it.
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start and wait until it answers; RuntimeError with the end of its log if it does not."""
+        self._process = self._spawn(self.command())
+        try:
+            wait_until(lambda: not self.running or self.answers(), self.start_seconds, f"{self.name} start")
+        except TimeoutError as error:
+            raise RuntimeError(f"{error}\n{self.log()}") from None
+        if not self.running:
+            raise RuntimeError(f"{self.name} ended at once\n{self.log()}")
+
+    def freeze(self) -> None:
+        """Stop every process of the server where it stands; its port still accepts, nothing answers."""
+        for process in self._tree():
+            process.suspend()
+        self._frozen = True
+
+    def thaw(self) -> None:
+        """Let a frozen server go on."""
+        for process in reversed(self._tree()):
+            process.resume()
+        self._frozen = False
+
+    def kill(self) -> None:
+        """End the server at once with all its children, as a crash does; its files stay."""
+        tree = self._tree()
+        for process in tree:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        if self._process is not None:
+            self._process.wait(10)
+        psutil.wait_procs(tree, timeout=10)
+        self._process = None
+        self._frozen = False
+
+    def restart(self) -> None:
+        """Kill it if it runs and start it again with the same port and files."""
+        self.kill()
+        self.start()
+
+    def recover(self) -> None:
+        """Whatever a test has done to it: running and answering afterwards."""
+        if not self.running:
+            self.start()
+        elif self._frozen:
+            self.thaw()
+
+    def close(self) -> None:
+        """End it and remove its files."""
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def log(self) -> str:
+        """The end of what it printed."""
+        path = self.folder / "output.log"
+        return path.read_text(errors="replace")[-3000:] if path.exists() else ""
+
+    # How.
+
+    def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
+        setpriv = shutil.which("setpriv")
+        if setpriv:
+            command = [setpriv, "--pdeathsig", "KILL", "--", *command]
+        with (self.folder / "output.log").open("ab") as output:
+            return subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "HOME": str(self.folder)} | self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                user=self.user(),
+                start_new_session=True,
+            )
+
+    def _tree(self) -> list[psutil.Process]:
+        """The process and all that descend from it, parents first."""
+        if not self.running:
+            return []
+        assert self._process is not None
+        root = psutil.Process(self._process.pid)
+        return [root, *root.children(recursive=True)]
+
+
+def _unprivileged(preferred: str) -> str | None:
+    """The account for a server that refuses to run as root."""
+    if os.geteuid() != 0:
+        return None
+    names = {entry.pw_name for entry in pwd.getpwall()}
+    return preferred if preferred in names else "nobody"
+
+
+class PostgreSQL(Server):
+    """``url`` names the database ``postgres`` as the superuser ``uno`` with a password."""
+
+    name = "postgresql"
+    scheme = "postgresql"
+
+    def prepare(self) -> None:
+        # Debian keeps the programs off the PATH; what is on the PATH may be another server's.
+        self.initdb = find_program("postgresql", "/usr/lib/postgresql/*/bin/initdb", "initdb")
+        account = self.user()
+        if account:
+            shutil.chown(self.folder, account)
+        password_file = self.folder / "password"
+        password_file.write_text(PASSWORD)
+        password_file.chmod(0o644)
+        subprocess.run(
+            [self.initdb, "--pgdata=data", f"--username={USER}", "--auth=scram-sha-256", "--pwfile=password"]
+            + ["--no-sync", "--no-locale", "--encoding=UTF8"],
+            cwd=self.folder,
+            user=account,
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
+        )
+
+    def command(self) -> list[str]:
+        settings = {
+            "port": str(self.port),
+            "listen_addresses": HOST,
+            "unix_socket_directories": str(self.folder),
+            "fsync": "off",
+            "max_connections": "50",
+            "shared_buffers": "16MB",
+        }
+        postgres = str(Path(self.initdb).with_name("postgres"))
+        return [postgres, "-D", "data", *(f"--{name}={value}" for name, value in settings.items())]
+
+    def user(self) -> str | None:
+        return _unprivileged("postgres")
+
+    def answers(self) -> bool:
+        ready = [str(Path(self.initdb).with_name("pg_isready")), "-q", "-h", HOST, "-p", str(self.port)]
+        return subprocess.run(ready, check=False).returncode == 0
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://{USER}:{PASSWORD}@{HOST}:{self.port}/postgres"
+
+    def close(self) -> None:
+        # A killed server leaves its System V shared memory behind; an orderly end removes it, and a start adopts it.
+        with contextlib.suppress(RuntimeError, OSError):
+            if not self.running and (self.folder / "data" / "postmaster.pid").exists():
+                self.start()
+        if self._process is not None and self.running:
+            self.thaw()
+            self._process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)
+        super().close()
+
+
+class Redis(Server):
+    """``url`` carries the password if there is one."""
+
+    name = "redis"
+    scheme = "redis"
+
+    def __init__(self, password: str | None = None) -> None:
+        self.password = password
+        super().__init__()
+
+    def prepare(self) -> None:
+        self.program = find_program("redis-server", "redis-server", "valkey-server")
+
+    def command(self) -> list[str]:
+        options = {"port": str(self.port), "bind": HOST, "dir": str(self.folder), "save": "", "appendonly": "no"}
+        if self.password:
+            options["requirepass"] = self.password
+        return [self.program, *(word for name, value in options.items() for word in (f"--{name}", value))]
+
+    def answers(self) -> bool:
+        reply = _exchange(self.port, b"PING\r\n")
+        return reply.startswith((b"+PONG", b"-NOAUTH"))
+
+    @property
+    def url(self) -> str:
+        user = f":{self.password}@" if self.password else ""
+        return f"redis://{user}{HOST}:{self.port}/0"
+
+
+class RabbitMQ(Server):
+    """``url`` names the virtual host ``/`` with the user ``uno`` and a password. Its epmd is its own, too."""
+
+    name = "rabbitmq"
+    scheme = "amqp"
+    start_seconds = 50.0
+
+    def prepare(self) -> None:
+        # The script in /usr/sbin changes the account and the folders; the one below it does as it is told.
+        package = "rabbitmq-server"
+        self.program = find_program(
+            package, "/usr/lib/rabbitmq/bin/rabbitmq-server", "/opt/rabbitmq/sbin/rabbitmq-server", package
+        )
+        self.epmd = find_program("erlang-base", "epmd")
+        self.epmd_port = free_port()
+        self._epmd: subprocess.Popen[bytes] | None = None
+        (self.folder / "rabbitmq.conf").write_text(
+            f"listeners.tcp.default = {HOST}:{self.port}\n"
+            f"default_user = {USER}\n"
+            f"default_pass = {PASSWORD}\n"
+            "log.console = true\n"
+            "log.file = false\n"
+        )
+        (self.folder / "enabled_plugins").write_text("[].\n")
+
+    def command(self) -> list[str]:
+        return [self.program]
+
+    def environment(self) -> dict[str, str]:
+        folder = str(self.folder)
+        return {
+            "ERL_EPMD_PORT": str(self.epmd_port),
+            "ERL_EPMD_ADDRESS": HOST,
+            "RABBITMQ_NODENAME": f"uno{self.port}@localhost",
+            "RABBITMQ_CONF_ENV_FILE": f"{folder}/none",
+            "RABBITMQ_CONFIG_FILE": f"{folder}/rabbitmq.conf",
+            "RABBITMQ_ADVANCED_CONFIG_FILE": f"{folder}/none",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/enabled_plugins",
+            "RABBITMQ_MNESIA_BASE": f"{folder}/mnesia",
+            "RABBITMQ_LOG_BASE": f"{folder}/log",
+            "RABBITMQ_PID_FILE": f"{folder}/pid",
+            "RABBITMQ_DIST_PORT": str(free_port()),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            # Replace the start script by the virtual machine, rather than leaving a shell between it and us.
+            "RUNNING_UNDER_SYSTEMD": "true",
+        }
+
+    def start(self) -> None:
+        if self._epmd is None:
+            self._epmd = self._spawn([self.epmd, "-address", HOST, "-port", str(self.epmd_port)])
+        super().start()
+
+    def answers(self) -> bool:
+        return _exchange(self.port, b"AMQP\x00\x00\x09\x01").startswith(b"\x01\x00\x00")
+
+    @property
+    def url(self) -> str:
+        return f"amqp://{USER}:{PASSWORD}@{HOST}:{self.port}/"
+
+    def close(self) -> None:
+        super().close()
+        epmd = getattr(self, "_epmd", None)
+        if epmd is not None:
+            epmd.kill()
+            epmd.wait(10)
+
+
+class Prometheus(Server):
+    """Runs with the given configuration text (YAML); ``url`` is the root of its HTTP API."""
+
+    name = "prometheus"
+    scheme = "http"
+
+    def __init__(self, config: str) -> None:
+        self.config = config
+        super().__init__()
+
+    def prepare(self) -> None:
+        self.program = find_program("prometheus", "prometheus")
+        (self.folder / "prometheus.yml").write_text(self.config)
+
+    def command(self) -> list[str]:
+        return [
+            self.program,
+            "--config.file=prometheus.yml",
+            "--storage.tsdb.path=data",
+            f"--web.listen-address={HOST}:{self.port}",
+            "--log.level=warn",
+        ]
+
+    def answers(self) -> bool:
+        return b" 200 " in _exchange(self.port, b"GET /-/ready HTTP/1.0\r\n\r\n").partition(b"\r\n")[0]
+
+
+def _exchange(port: int, request: bytes) -> bytes:
+    """Send ``request`` and return the first bytes of the answer; nothing if there is none."""
+    try:
+        with socket.create_connection((HOST, port), timeout=1) as connection:
+            connection.sendall(request)
+            return connection.recv(256)
+    except OSError:
+        return b""
