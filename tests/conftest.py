@@ -1,7 +1,8 @@
 """Which fixtures does every test have? Real servers, and a real browser.
 
-A server is started once, when a test first asks for it. A test may freeze, kill or restart it: after the test it is
-brought back. Where a program is missing the test is skipped with the name of the package; with CI=true it fails.
+A server is started once, when a test first asks for it. A test may freeze, kill or restart it: after the
+test it is brought back. Where a program is missing the test is skipped with the name of the package; with
+CI=true it fails.
 """
 
 from __future__ import annotations
@@ -116,14 +117,30 @@ def dot() -> str:
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """The path of Chromium."""
-    return _required(lambda: servers.find_program("chromium", "/usr/bin/chromium", "chromium", "google-chrome"))
+    return _required(lambda: servers.find_program("chromium", "chromium", "google-chrome"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(chromium: str) -> Iterator[Browser]:
+    """Chromium, driven by Playwright, that reaches 127.0.0.1 and nothing else.
+
+    It ends with the module, since Playwright's synchronous interface leaves its event loop marked as running
+    in the main thread: until it ends, a test that needs a loop of its own fails. Keep those in other modules.
+    """
     from playwright.sync_api import sync_playwright
 
+    arguments = [
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-gpu",
+        "--disable-quic",
+        "--disable-sync",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+        "--no-first-run",
+    ]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+        chrome = playwright.chromium.launch(
+            executable_path=chromium, args=arguments, chromium_sandbox=os.geteuid() != 0
+        )
+        yield chrome
+        chrome.close()

@@ -1,8 +1,9 @@
 """Which real servers can a test start, freeze and kill?
 
-Each class runs one server on a free port of 127.0.0.1, with its files in a temporary folder that only it uses. Nothing
-of the machine's own configuration is read or changed. ``close`` ends the server with all its children and removes the
-folder; if the test process itself is killed, the kernel ends the server (where ``setpriv`` exists).
+Each class runs one server on a free port of 127.0.0.1, with its files in a temporary folder that only it
+uses. Nothing of the machine's own configuration is read or changed. ``close`` ends the server with all its
+children and removes the folder; if the test process itself is killed, the kernel ends the server (where
+``setpriv`` exists).
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ class Missing(Exception):
 
 
 def find_program(package: str, *candidates: str) -> str:
-    """The path of the first candidate (a name on the PATH or a glob, newest version first); Missing if there is none."""
+    """The path of the first candidate that exists: a name on the PATH, or a glob (newest version first).
+
+    Missing if there is none.
+    """
     for candidate in candidates:
         if "/" not in candidate:
             path = shutil.which(candidate)
@@ -51,7 +55,7 @@ def _version_order(path: str) -> list[tuple[int, str]]:
 
 
 def free_port() -> int:
-    """A free port below the range that the kernel hands to outgoing connections, so that none of these takes it first."""
+    """A free port, below those that the kernel hands to outgoing connections: none of these takes it first."""
     while True:
         port = random.randint(20_000, 31_999)
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -182,7 +186,8 @@ class Server:
             return subprocess.Popen(
                 command,
                 cwd=self.folder,
-                env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "HOME": str(self.folder)} | self.environment(),
+                env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "HOME": str(self.folder)}
+                | self.environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -222,9 +227,9 @@ class PostgreSQL(Server):
         password_file = self.folder / "password"
         password_file.write_text(PASSWORD)
         password_file.chmod(0o644)
+        options = ["--pgdata=data", f"--username={USER}", "--auth=scram-sha-256", "--pwfile=password"]
         subprocess.run(
-            [self.initdb, "--pgdata=data", f"--username={USER}", "--auth=scram-sha-256", "--pwfile=password"]
-            + ["--no-sync", "--no-locale", "--encoding=UTF8"],
+            [self.initdb, *options, "--no-sync", "--no-locale", "--encoding=UTF8"],
             cwd=self.folder,
             user=account,
             check=True,
@@ -256,7 +261,7 @@ class PostgreSQL(Server):
         return f"postgresql://{USER}:{PASSWORD}@{HOST}:{self.port}/postgres"
 
     def close(self) -> None:
-        # A killed server leaves its System V shared memory behind; an orderly end removes it, and a start adopts it.
+        # A killed server leaves its System V shared memory; a start adopts it, and an orderly end removes it.
         with contextlib.suppress(RuntimeError, OSError):
             if not self.running and (self.folder / "data" / "postmaster.pid").exists():
                 self.start()
@@ -282,7 +287,13 @@ class Redis(Server):
         self.program = find_program("redis-server", "redis-server", "valkey-server")
 
     def command(self) -> list[str]:
-        options = {"port": str(self.port), "bind": HOST, "dir": str(self.folder), "save": "", "appendonly": "no"}
+        options = {
+            "port": str(self.port),
+            "bind": HOST,
+            "dir": str(self.folder),
+            "save": "",
+            "appendonly": "no",
+        }
         if self.password:
             options["requirepass"] = self.password
         return [self.program, *(word for name, value in options.items() for word in (f"--{name}", value))]

@@ -1,0 +1,43 @@
+BIN := .venv/bin
+
+.PHONY: help demo test check bench format frontend lock clean
+
+help: ## list what can be made
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+demo: ## run the demo shop with its live page (PORT=8000 to choose the port)
+	@scripts/venv.sh demo
+	@exec $(BIN)/python -m uno.demo
+
+test: ## check everything and run all tests; installs what they need
+	@scripts/venv.sh test,dev
+	@scripts/servers.sh
+	@$(MAKE) --no-print-directory check
+	@$(BIN)/python -m pytest
+
+check: ## format, lint, types, architecture
+	@scripts/venv.sh test,dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: ## bring the code into its form
+	@scripts/venv.sh test,dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: ## measure, each figure beside its peer
+	@scripts/venv.sh test,dev
+	@exec $(BIN)/python -m benchmarks
+
+frontend: ## rebuild the page's assets (needs node)
+	cd frontend && npm ci --no-audit --no-fund && npm run check && npm run build
+
+lock: ## bring constraints.txt up to date
+	@scripts/venv.sh test,dev
+	$(BIN)/python scripts/lock.py
+
+clean: ## remove what tools have left; .venv stays
+	rm -rf build dist .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find src tests scripts benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,1 @@
+"""Who shows the store to other programs: each exporter reads it and touches no resource."""

@@ -1,0 +1,1 @@
+"""What is remembered: the recent past of every series, behind one small protocol."""
