@@ -55,7 +55,7 @@ def _version_order(path: str) -> list[tuple[int, str]]:
 
 
 def free_port() -> int:
-    """A free port, below those that the kernel hands to outgoing connections: none of these takes it first."""
+    """A free port, below those that the kernel gives to outgoing connections: none of them takes it first."""
     while True:
         port = random.randint(20_000, 31_999)
         with socket.socket() as probe, contextlib.suppress(OSError):
