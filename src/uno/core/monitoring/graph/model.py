@@ -1,0 +1,117 @@
+"""What is a dependency graph made of, and how is it said in words?"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple
+
+NodeKind = Literal["route", "task", "resource", "server"]
+EdgeKind = Literal["declared", "observed"]
+Level = Literal["ok", "warning", "critical", "unknown"]
+
+KINDS: dict[str, int] = {"route": 0, "task": 0, "resource": 1, "server": 2}  # from left to right
+COLOURS = {"ok": "#2da44e", "warning": "#bf8700", "critical": "#e5484d", "unknown": "currentColor"}
+
+# Not allowed in XML, not shown by Graphviz, or able to turn the text around them: shown as U+FFFD.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
+
+
+class Node(NamedTuple):
+    """One box: a route or task that calls, a resource that is used, or a server that a resource talks to."""
+
+    id: str
+    name: str = ""
+    type: str = ""
+    kind: NodeKind = "resource"
+    level: Level = "unknown"
+    endpoint: str = ""
+
+
+class Edge(NamedTuple):
+    """`source` depends on `target`; `rate` is in calls per second, None when it is not known."""
+
+    source: str
+    target: str
+    kind: EdgeKind = "declared"
+    calls: int = 0
+    rate: float | None = None
+    errors: int = 0
+
+
+def drawn(edges: Iterable[Edge]) -> list[Edge]:
+    """One edge for each pair of nodes: what was seen says more than what was declared."""
+    best: dict[tuple[str, str], Edge] = {}
+    for edge in edges:
+        pair = edge.source, edge.target
+        if pair not in best or edge.kind == "observed":
+            best[pair] = edge
+    return list(best.values())
+
+
+def utf8(text: str) -> str:
+    """The text with lone surrogates spelt out, so that it can be encoded."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def visible(text: str) -> str:
+    return UNPRINTABLE.sub("\ufffd", text)
+
+
+def _advance(char: str) -> float:
+    """About how wide a character is in a sans-serif face, in units of a lower-case letter."""
+    if unicodedata.combining(char):
+        return 0.0
+    if unicodedata.east_asian_width(char) in "WF":
+        return 1.85
+    if char in "ijlt.,:;'|!()[]{}/ -r":
+        return 0.65
+    return 1.5 if char in "MWmw@%\u2014" else 1.2 if char.isupper() else 1.0
+
+
+def ellipsis(text: str, width: float) -> str:
+    """The text on one line; its middle goes when it is wider than `width`: both ends tell routes apart."""
+    text = visible(" ".join(text[:4000].split()) + ("…" if len(text) > 4000 else ""))
+    if len(text) <= width * 3 and sum(map(_advance, text)) <= width:
+        return text
+    head = _fitting(text, width * 0.6)
+    tail = _fitting(text[::-1], width * 0.4 - 1)[::-1]
+    return f"{head}…{tail}"
+
+
+def _fitting(text: str, width: float) -> str:
+    used = 0.0
+    for count, char in enumerate(text):
+        used += _advance(char)
+        if used > width or count > width * 3:
+            return text[:count]
+    return text
+
+
+def _per(rate: float) -> str:
+    """Calls per second in the unit that gives a number people can read."""
+    units = ((1e-3, "k/s"), (1.0, "/s"), (60.0, "/min"), (3600.0, "/h"))
+    number, unit = next(((rate * f, u) for f, u in units if rate * f >= 0.95), (rate * 3600, "/h"))
+    return f"{number:.0f}{unit}" if number >= 9.95 else f"{number:.2g}{unit}"
+
+
+def known_rate(edge: Edge) -> str:
+    return _per(edge.rate) if edge.rate is not None and 0 < edge.rate < math.inf else ""
+
+
+def about_node(node: Node) -> str:
+    parts = [node.name or node.id, node.type or node.kind, node.endpoint]
+    if node.kind not in ("route", "task") or node.level != "unknown":
+        parts.append(node.level)
+    return ", ".join(visible(part[:300]) for part in parts if part)
+
+
+def about_edge(edge: Edge, names: Mapping[str, str]) -> str:
+    said = f"{names[edge.source]} \u2192 {names[edge.target]}: {edge.kind}"
+    if rate := known_rate(edge):
+        said += f", {rate}"
+    if edge.calls:
+        said += f", {edge.calls} calls"
+    return said + (f", {edge.errors} errors" if edge.errors else "")
