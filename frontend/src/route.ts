@@ -1,0 +1,35 @@
+// Which page is shown? The whole state is in the address: #/resource/shop-db?range=15m
+import { computed, signal } from "@preact/signals";
+
+export type Page = "overview" | "resource" | "map" | "alerts";
+export interface Route { page: Page; id: string; query: URLSearchParams }
+
+function parse(hash: string): Route {
+  const text = hash.replace(/^#\/?/, "");
+  const cut = text.indexOf("?");
+  const path = (cut < 0 ? text : text.slice(0, cut)).split("/");
+  const query = new URLSearchParams(cut < 0 ? "" : text.slice(cut + 1));
+  let id = "";
+  try { id = decodeURIComponent(path.slice(1).join("/")); } catch { /* a malformed escape names no resource */ }
+  if (path[0] === "resource" && id) return { page: "resource", id, query };
+  if (path[0] === "map" || path[0] === "alerts") return { page: path[0], id: "", query };
+  return { page: "overview", id: "", query };
+}
+
+export const route = signal(parse(location.hash));
+export const pageKey = computed(() => `${route.value.page}/${route.value.id}`);
+
+window.addEventListener("hashchange", () => { route.value = parse(location.hash); });
+
+export const resourceHref = (id: string): string => `#/resource/${encodeURIComponent(id)}`;
+
+/** Changes one parameter of the page shown, without a new entry in the browser's history. */
+export function setQuery(name: string, value: string): void {
+  const { page, id, query } = route.value;
+  const next = new URLSearchParams(query);
+  if (value) next.set(name, value); else next.delete(name);
+  const path = page === "overview" ? "#/" : page === "resource" ? resourceHref(id) : `#/${page}`;
+  const text = next.toString();
+  history.replaceState(null, "", text ? `${path}?${text}` : path);
+  route.value = { page, id, query: next };
+}
