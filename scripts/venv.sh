@@ -36,7 +36,11 @@ if ! [ -x $venv/bin/python ] || ! $venv/bin/python -m pip --version >/dev/null 2
 fi
 
 echo "installing .[$extras] into $venv"
-# As variables the constraints also hold for what builds the project itself.
-PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
-    $venv/bin/python -m pip install --quiet --editable ".[$extras]"
+# uv takes a fifth of pip's time; where it cannot be had, or cannot reach what pip is set up for, pip does it.
+pin=(--constraint constraints.txt)
+if ! { $venv/bin/python -m pip install -qq "${pin[@]}" uv &&
+    $venv/bin/uv pip install --quiet --python $venv/bin/python \
+        "${pin[@]}" --build-constraint constraints.txt --editable ".[$extras]"; }; then
+    PIP_CONSTRAINT=constraints.txt $venv/bin/python -m pip install --quiet --editable ".[$extras]"
+fi
 touch "$stamp"
