@@ -1,8 +1,8 @@
 """Does every Python block of the README and of docs/ run as a reader would run it?
 
 The blocks of a page share their names, as if typed one after the other. Each page is one script in a process
-and an empty folder of its own, with warnings as errors. A line keeps its number, so that a traceback points to
-the page. A block that cannot run here has ``<!-- skip: reason -->`` on a line before it.
+and an empty folder of its own, with warnings as errors. Lines keep their numbers: a traceback points to the
+page. A block that cannot run here has ``<!-- skip: reason -->`` on a line before it.
 """
 
 from __future__ import annotations
