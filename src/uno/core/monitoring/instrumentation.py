@@ -1,0 +1,371 @@
+"""What do hooks hang on an instance, and where did a call come from?
+
+A hook is a plain closure on a class. It records into a Stat that hangs on the instance itself, so that
+nothing of ours keeps the instance alive, and several monitors of one process read the same numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import sysconfig
+import weakref
+from collections import deque
+from collections.abc import Callable
+from contextvars import ContextVar
+from time import monotonic
+from types import CodeType, FrameType
+from typing import Any, NamedTuple
+
+from uno.core.monitoring.metrics import CounterCell, HistogramCell
+
+log = logging.getLogger("uno.hooks")
+
+MAX_CALLERS = 64
+MAX_HOLDS = 4_096
+SLOW_SECONDS = 0.5
+OWN = "uno monitor"
+
+_CORE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_FOREIGN = tuple(
+    {os.path.realpath(p) + os.sep for k, p in sysconfig.get_paths().items() if k in ("stdlib", "platstdlib", "purelib", "platlib")}
+    | {p + os.sep for k, p in sysconfig.get_paths().items() if k in ("stdlib", "platstdlib", "purelib", "platlib")}
+)  # fmt: skip
+
+
+def is_first_party(filename: str) -> bool:
+    """Whether a file belongs to the application: not to Python, to an installed library, or to uno itself."""
+    if filename.startswith("<") or f"{os.sep}site-packages{os.sep}" in filename or filename.startswith(_CORE):
+        return False
+    return not filename.startswith(_FOREIGN)
+
+
+class _Party(dict[str, bool]):
+    """First-party or not, by file name; looked up once for each file of the process."""
+
+    def __missing__(self, filename: str) -> bool:
+        known = self[filename] = is_first_party(filename)
+        return known
+
+
+_PARTY = _Party()
+
+Site = tuple[CodeType, int]
+
+
+def call_site(depth: int = 2) -> Site | None:
+    """The innermost first-party frame above the caller, as ``(code, instruction offset)``.
+
+    The line is looked up when it is shown, not here. Frames of a parent greenlet are followed, since SQLAlchemy's
+    asyncio runs its core in one.
+    """
+    frame: FrameType | None = sys._getframe(depth)
+    party = _PARTY
+    while frame is not None:
+        if party[frame.f_code.co_filename]:
+            return frame.f_code, frame.f_lasti
+        frame = frame.f_back
+    greenlet = sys.modules.get("greenlet")
+    if greenlet is not None:
+        parent = greenlet.getcurrent().parent
+        while parent is not None:
+            frame = parent.gr_frame
+            while frame is not None:
+                if party[frame.f_code.co_filename]:
+                    return frame.f_code, frame.f_lasti
+                frame = frame.f_back
+            parent = parent.parent
+    return None
+
+
+def describe_site(site: Site | None) -> str:
+    """``"shop/orders.py:88 in checkout"``; "unknown" where no application code was on the stack."""
+    if site is None:
+        return "unknown"
+    code, lasti = site
+    line = next((ln for start, end, ln in code.co_lines() if start <= lasti < end and ln), code.co_firstlineno)
+    return f"{short_path(code.co_filename)}:{line} in {code.co_name}"
+
+
+def short_path(filename: str) -> str:
+    """A file name without what is the same for all: relative to the working directory or the import path."""
+    best = filename
+    for root in (os.getcwd(), *sys.path):
+        prefix = root.rstrip(os.sep) + os.sep
+        if root and filename.startswith(prefix) and len(filename) - len(prefix) < len(best):
+            best = filename[len(prefix) :]
+    return best
+
+
+class CallScope:
+    """On whose behalf code runs: a route, a task, a job. The name is made once, when it is first needed."""
+
+    __slots__ = ("_make", "_name")
+
+    def __init__(self, name: str | Callable[[], str]) -> None:
+        self._name = name if isinstance(name, str) else ""
+        self._make = None if isinstance(name, str) else name
+
+    @property
+    def name(self) -> str:
+        """What the dependency map and the table of holders show."""
+        if not self._name and self._make is not None:
+            self._name = self._make()
+        return self._name
+
+
+scope: ContextVar[CallScope | None] = ContextVar("uno_scope", default=None)
+
+
+def caller() -> str:
+    """The name of who is calling: the scope's, else the asyncio task's function, else the thread's."""
+    current = scope.get()
+    if current is not None:
+        return current.name
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is not None and asyncio._get_running_loop() is not None:
+        task = asyncio.current_task()
+        if task is not None:
+            return f"task {getattr(task.get_coro(), '__qualname__', 'task')}"
+    threading = sys.modules["threading"]
+    return f"thread {threading.current_thread().name.rstrip('0123456789').rstrip('-_')}"
+
+
+class Hold(NamedTuple):
+    """Who holds or awaits one slot, and since when (monotonic seconds)."""
+
+    site: Site | None
+    caller: str
+    since: float
+
+
+class Stat:
+    """What happened to one instance: times, outcomes, holders, callers. Written by hooks, read by collectors.
+
+    All methods may be called from any thread, never block, and never raise into the application.
+    """
+
+    __slots__ = (
+        "__weakref__", "active", "callers", "connects", "duration", "errors", "extra", "holds", "last_error",
+        "last_error_kind", "last_ok", "outcomes", "process", "slow", "slow_sites", "timeouts", "total", "use", "wait",
+        "waiters",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.wait = HistogramCell()
+        self.use = HistogramCell()
+        self.connects = HistogramCell()
+        self.duration = HistogramCell()
+        self.process = HistogramCell()
+        self.total = CounterCell()
+        self.errors = CounterCell()
+        self.timeouts = CounterCell()
+        self.slow = CounterCell()
+        self.active = 0
+        self.outcomes: dict[str, CounterCell] = {}
+        self.holds: dict[int, Hold] = {}
+        self.waiters: dict[int, Hold] = {}
+        #: calls and errors by caller: the edges of the dependency map
+        self.callers: dict[str, tuple[CounterCell, CounterCell]] = {}
+        self.slow_sites: dict[Site | None, int] = {}
+        self.last_ok = 0.0
+        self.last_error = 0.0
+        self.last_error_kind = ""
+        #: what one resource type needs beyond this
+        self.extra: dict[str, Any] = {}
+
+    def outcome(self, name: str) -> CounterCell:
+        """The counter of one outcome; there are few."""
+        cell = self.outcomes.get(name)
+        if cell is None:
+            if len(self.outcomes) >= MAX_CALLERS:
+                name = "other"
+            cell = self.outcomes.setdefault(name, CounterCell())
+        return cell
+
+    def called(self, name: str) -> tuple[CounterCell, CounterCell]:
+        """The calls and errors of one caller; beyond 64 callers the rest share "other"."""
+        cells = self.callers.get(name)
+        if cells is None:
+            if len(self.callers) >= MAX_CALLERS:
+                name = "other"
+            cells = self.callers.setdefault(name, (CounterCell(), CounterCell()))
+        return cells
+
+    def done(self, seconds: float, error: BaseException | None = None, name: str | None = None) -> None:
+        """One operation ended after ``seconds``, on behalf of ``name``."""
+        self.duration.observe(seconds)
+        self.total.value += 1
+        calls, errors = self.called(caller() if name is None else name)
+        calls.value += 1
+        if error is None:
+            self.last_ok = monotonic()
+        else:
+            self.failed(error)
+            errors.value += 1
+        if seconds > SLOW_SECONDS:
+            self.slow.value += 1
+            site = call_site(3)
+            if site in self.slow_sites or len(self.slow_sites) < MAX_CALLERS:
+                self.slow_sites[site] = self.slow_sites.get(site, 0) + 1
+
+    def failed(self, error: BaseException) -> None:
+        """Note an error: its type only, for a message may hold a password."""
+        self.errors.value += 1
+        self.last_error = monotonic()
+        self.last_error_kind = type(error).__name__
+
+    def hold(self, key: int, site: Site | None, name: str | None = None) -> None:
+        """A slot was taken; ``key`` is the id() of what was handed out."""
+        if len(self.holds) < MAX_HOLDS:
+            self.holds[key] = Hold(site, caller() if name is None else name, monotonic())
+
+    def release(self, key: int) -> float | None:
+        """A slot was returned. Returns for how many seconds it was held, None when it is not known."""
+        hold = self.holds.pop(key, None)
+        if hold is None:
+            return None
+        held = monotonic() - hold.since
+        self.use.observe(held)
+        return held
+
+    def oldest(self) -> float:
+        """Seconds for which the longest-held slot is out; 0 when none is."""
+        since = min((hold.since for hold in list(self.holds.values())), default=None)
+        return 0.0 if since is None else monotonic() - since
+
+
+def describe_holds(stat: Stat, noun: str, limit: float | None = None, *, most: int = 3) -> str:
+    """Who holds the slots, in words: "5 of 5 connections held: shop/orders.py:88 in checkout (5, longest 12 s)"."""
+    now = monotonic()
+    groups: dict[str, list[float]] = {}
+    for hold in list(stat.holds.values()):
+        place = describe_site(hold.site) if hold.site is not None else hold.caller
+        if hold.site is not None and hold.caller:
+            place += f" for {hold.caller}"
+        groups.setdefault(place, []).append(now - hold.since)
+    total = sum(map(len, groups.values()))
+    if not total:
+        return ""
+    worst = sorted(groups.items(), key=lambda group: (-len(group[1]), -max(group[1])))
+    places = "; ".join(f"{place} ({len(ages)}, longest {max(ages):.1f} s)" for place, ages in worst[:most])
+    more = f"; and {len(worst) - most} more places" if len(worst) > most else ""
+    of = "" if limit is None else f" of {limit:g}"
+    return f"{total}{of} {noun}{'' if total == 1 and not of else 's'} held: {places}{more}"
+
+
+def describe_slow(stat: Stat, *, most: int = 3) -> str:
+    """Where slow operations were called from: "12 slow from shop/orders.py:40 in search"."""
+    worst = sorted(stat.slow_sites.items(), key=lambda item: -item[1])[:most]
+    return "; ".join(f"{count} slow from {describe_site(site)}" for site, count in worst)
+
+
+def describe_error(stat: Stat) -> str:
+    """The last error by its type and age, when it is the latest thing that happened or under a minute old."""
+    age = monotonic() - stat.last_error
+    if not stat.last_error or age > 60:
+        return ""
+    return f"last error {stat.last_error_kind} {age:.0f} s ago, {stat.errors.value:g} in all"
+
+
+ATTRIBUTE = "_uno_stat"
+
+
+def stat_of(instance: Any) -> Stat:
+    """The Stat that hangs on ``instance``, made when there is none. For instances that have a ``__dict__``."""
+    stat = instance.__dict__.get(ATTRIBUTE)
+    if stat is None:
+        # setdefault is one atomic step: two threads get the same Stat
+        stat = instance.__dict__.setdefault(ATTRIBUTE, Stat())
+    return stat  # type: ignore[no-any-return]
+
+
+class _Hook:
+    __slots__ = ("original", "users", "wrapper")
+
+    def __init__(self, original: Any, wrapper: Any) -> None:
+        self.original = original
+        self.wrapper = wrapper
+        self.users = 1
+
+
+def install(owner: type, name: str, wrap: Callable[[Any], Any]) -> Callable[[], None]:
+    """Replace ``owner.name`` by ``wrap(original)``; returns what undoes it.
+
+    Counted: a second installation shares the first one's wrapper, and the last undo restores the class as it was,
+    unless somebody else has wrapped it since (then ours stays beneath theirs and only keeps counting).
+    Raises AttributeError when ``owner`` does not define ``name`` itself.
+    """
+    current = owner.__dict__[name] if name in owner.__dict__ else None
+    if current is None:
+        raise AttributeError(f"{owner.__name__} does not define {name}")
+    hook: _Hook | None = getattr(current, "__uno_hook__", None)
+    if hook is not None and hook.wrapper is current:
+        hook.users += 1
+    else:
+        wrapper = wrap(current)
+        hook = _Hook(current, wrapper)
+        try:
+            wrapper.__wrapped__ = current
+            wrapper.__name__, wrapper.__qualname__ = current.__name__, current.__qualname__
+            wrapper.__doc__, wrapper.__module__ = current.__doc__, current.__module__
+        except AttributeError:
+            pass
+        wrapper.__uno_hook__ = hook
+        setattr(owner, name, wrapper)
+    undone = False
+
+    def undo() -> None:
+        nonlocal undone
+        if undone:
+            return
+        undone = True
+        hook.users -= 1
+        if hook.users == 0 and owner.__dict__.get(name) is hook.wrapper:
+            setattr(owner, name, hook.original)
+
+    return undo
+
+
+_new: deque[weakref.ref[Any]] = deque(maxlen=4_096)
+
+
+def announce(obj: Any) -> None:
+    """Tell discovery of an instance that hooks see for the first time. Kept weakly; objects without weak
+    references are left for the next scan."""
+    try:
+        _new.append(weakref.ref(obj))
+    except TypeError:
+        pass
+
+
+def announced() -> list[Any]:
+    """The living instances that were announced since the last call."""
+    found = []
+    while _new:
+        try:
+            obj = _new.popleft()()
+        except IndexError:  # another monitor took it
+            break
+        if obj is not None:
+            found.append(obj)
+    return found
+
+
+class HookFailures:
+    """Counts hooks that failed and says so once each; the application's call went through."""
+
+    def __init__(self) -> None:
+        self.cell = CounterCell()
+        self._said: set[str] = set()
+
+    def __call__(self, where: str, error: BaseException) -> None:
+        self.cell.value += 1
+        if where not in self._said:
+            self._said.add(where)
+            log.warning("the hook %s failed (%s); calls go through unobserved", where, type(error).__name__)
+
+
+#: Hooks sit on classes, so their failures belong to the process and not to one monitor.
+failures = HookFailures()

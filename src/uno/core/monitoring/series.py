@@ -1,0 +1,418 @@
+"""Where do the current values live, and how are all of them frozen at one instant?
+
+A Series is one metric of one resource with one set of label values. Its cell is written by the application,
+by hooks and by collectors; the tick reads every cell once and makes a Frame, which all readers share.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from math import nan
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from uno.core.monitoring.metrics import (
+    Cell,
+    CounterCell,
+    GaugeCell,
+    HistogramCell,
+    Metric,
+    MetricError,
+    Sketch,
+    Spec,
+    cell_for,
+    clean_label,
+)
+from uno.core.monitoring.names import wire_name
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+log = logging.getLogger("uno.series")
+
+MAX_SERIES = 50_000
+HISTOGRAM_COLUMNS = ("count", "sum", "mean", "p95", "max")
+STATS: dict[str, tuple[str, ...]] = {
+    "gauge": ("value",),
+    "counter": ("rate", "total"),
+    "histogram": ("p95", "mean", "max", "rate", "count", "sum"),
+}
+
+
+class Selector(NamedTuple):
+    """How to read one statistic from a Frame: which column, and whether its rate is meant."""
+
+    column: int
+    rate: bool = False
+
+
+class Frame:
+    """All series at one instant. Never changed after it was made.
+
+    ``time``: Unix seconds; ``values``: one number per column, NaN for a gap; ``row``: the same as float64;
+    ``rates``: change per second of the columns that count, NaN for all others and where there is none (first
+    tick, reset); ``counting``: which columns those are; ``sketches``: what each histogram observed since the frame
+    before; ``moved``: when columns were put closer together since then, the old place of each column.
+    """
+
+    __slots__ = ("counting", "moved", "rates", "row", "seq", "sketches", "time", "values", "version")
+
+    def __init__(
+        self,
+        time: float,
+        seq: int,
+        version: int,
+        values: list[float],
+        row: NDArray[np.float64],
+        rates: NDArray[np.float64],
+        counting: NDArray[np.bool_],
+        sketches: list[tuple[Series, Sketch]],
+        moved: NDArray[np.int64] | None,
+    ) -> None:
+        self.time, self.seq, self.version = time, seq, version
+        self.values, self.row, self.rates, self.counting = values, row, rates, counting
+        self.sketches, self.moved = sketches, moved
+
+
+class Series:
+    """One metric of one resource with one set of label values."""
+
+    __slots__ = ("cell", "column", "key", "labels", "live", "metric", "resource", "wire")
+
+    def __init__(self, resource: str, metric: Spec, labels: tuple[str, ...], cell: Cell, column: int) -> None:
+        self.resource, self.metric, self.labels, self.cell, self.column = resource, metric, labels, cell, column
+        self.live = True
+        self.wire = wire_name(metric)
+        pairs = ",".join(f"{name}={value}" for name, value in zip(metric.labels, labels, strict=True))
+        self.key = f"{resource}|{metric.name}|{pairs}"
+
+    @property
+    def label_map(self) -> dict[str, str]:
+        """Label values by name."""
+        return dict(zip(self.metric.labels, self.labels, strict=True))
+
+    @property
+    def width(self) -> int:
+        """How many columns the series takes."""
+        return len(HISTOGRAM_COLUMNS) if self.metric.kind == "histogram" else 1
+
+    def __repr__(self) -> str:
+        return f"Series({self.key!r})"
+
+
+class Batch:
+    """What one collection of one resource gave. It is committed whole or not at all."""
+
+    __slots__ = ("cells", "resource", "source", "values")
+
+    def __init__(self, resource: str, source: str = "") -> None:
+        self.resource = resource
+        self.source = source
+        self.values: dict[tuple[Spec, tuple[str, ...]], float] = {}
+        self.cells: dict[tuple[Spec, tuple[str, ...]], Cell] = {}
+
+    def put(self, spec: Spec, value: Any, labels: Mapping[str, object] | None = None) -> None:
+        """Add a number, or a cell to be shared. None and NaN mean unknown: the series shows a gap.
+
+        Raises MetricError for labels that ``spec`` does not have and for values that are no numbers.
+        """
+        if labels:
+            if labels.keys() != set(spec.labels):
+                raise MetricError(f"{spec.name!r} has the labels {list(spec.labels)}, got {sorted(labels)}")
+            key = tuple(clean_label(labels[name]) for name in spec.labels)
+        elif spec.labels:
+            raise MetricError(f"{spec.name!r} needs the labels {list(spec.labels)}, got none")
+        else:
+            key = ()
+        if isinstance(value, (CounterCell, GaugeCell, HistogramCell)):
+            self.cells[spec, key] = value
+            return
+        if value is None:
+            self.values[spec, key] = nan
+            return
+        if not isinstance(value, (int, float)):
+            number = getattr(value, "__float__", None)  # Decimal, numpy scalars; not str
+            if number is None:
+                raise MetricError(f"{spec.name!r} takes a number, not {type(value).__name__}")
+            value = number()
+        elif value is True or value is False:
+            value = float(value)
+        self.values[spec, key] = value
+
+
+#: The batch of the resource that is being collected here; two resources read at once never mix.
+current_batch: ContextVar[Batch | None] = ContextVar("uno_batch", default=None)
+
+
+class SeriesStore:
+    """All series and the last Frame. Writers are the monitor's thread and definitions; readers take no lock."""
+
+    def __init__(self, *, max_series: int = MAX_SERIES) -> None:
+        self.version = 0
+        self.frame: Frame | None = None
+        self.refused = 0
+        self.bad_values = 0
+        self._max = max_series
+        self._series: dict[tuple[str, str, tuple[str, ...]], Series] = {}
+        self._gone: dict[tuple[str, str, tuple[str, ...]], Series] = {}
+        self._columns: list[Any] = []  # what has a .value, one per column
+        self._counting: list[bool] = []
+        self._histograms: list[Series] = []
+        self._sampled: dict[tuple[str, str], dict[tuple[Spec, tuple[str, ...]], Series]] = {}
+        self._lock = threading.RLock()
+        self._by_resource: dict[str, list[Series]] = {}
+        self._mask: Any = None
+        self._mask_version = -1
+
+    # -- what there is ---------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._series)
+
+    def all(self) -> list[Series]:
+        """Every live series."""
+        return list(self._series.values())
+
+    def select(self, resource: str | None = None, metric: str | None = None) -> list[Series]:
+        """The live series of a resource, of a metric (model name or Prometheus name), of both, or all."""
+        found = self.all() if resource is None else list(self._by_resource.get(resource, ()))
+        if metric is not None:
+            found = [s for s in found if s.metric.name == metric or s.wire == metric]
+        return found
+
+    def add(self, resource: str, spec: Spec, labels: tuple[str, ...], cell: Cell) -> Series | None:
+        """Make a series known; None when the bound on series is reached (counted in ``refused``).
+
+        MetricError when the same name stands for another kind of metric.
+        """
+        key = (resource, spec.name, labels)
+        with self._lock:
+            present = self._series.get(key)
+            if present is not None:
+                if present.metric.kind != spec.kind:
+                    raise MetricError(
+                        f"{spec.name!r} of {resource!r} is a {present.metric.kind} already, not a {spec.kind}"
+                    )
+                if present.cell is not cell:
+                    self._put_cell(present, cell)
+                return present
+            if len(self._series) >= self._max:
+                self.refused += 1
+                if self.refused == 1:
+                    log.warning("more than %d series: further ones are not kept", self._max)
+                return None
+            series = self._gone.pop(key, None)
+            if series is not None and series.metric == spec:
+                series.live = True
+                self._put_cell(series, cell)
+            else:
+                series = Series(resource, spec, labels, cell, len(self._columns))
+                counting = {"gauge": (False,), "counter": (True,), "histogram": (True, True, False, False, False)}
+                self._columns.extend([None] * series.width)
+                self._counting.extend(counting[spec.kind])
+                self._put_cell(series, cell)
+            self._series[key] = series
+            self._index()
+            return series
+
+    def attach(self, resource: str, metric: Metric[Any]) -> None:
+        """Keep all cells of an application's metric, those there are and those to come, as series of ``resource``."""
+        spec = metric.spec
+        metric.watch(lambda labels, cell: (self.add(resource, spec, labels, cell), None)[1])
+
+    def remove(self, resource: str) -> None:
+        """Forget the series of a resource; they revive with their history when it comes back."""
+        with self._lock:
+            for key in [k for k, s in self._series.items() if s.resource == resource]:
+                series = self._series.pop(key)
+                series.live = False
+                for i in range(series.column, series.column + series.width):
+                    self._columns[i] = _GAP
+                self._gone[key] = series
+            for source in [source for source in self._sampled if source[0] == resource]:
+                del self._sampled[source]
+            self._index()
+
+    def _put_cell(self, series: Series, cell: Cell) -> None:
+        series.cell = cell
+        parts = (cell.count, cell.sum, cell.mean, cell.p95, cell.max) if isinstance(cell, HistogramCell) else (cell,)
+        self._columns[series.column : series.column + len(parts)] = parts
+
+    def _index(self) -> None:
+        by_resource: dict[str, list[Series]] = {}
+        for series in self._series.values():
+            by_resource.setdefault(series.resource, []).append(series)
+        self._by_resource = by_resource
+        self._histograms = [s for s in self._series.values() if s.metric.kind == "histogram"]
+        self.version += 1
+
+    # -- what collectors bring -------------------------------------------------------------------------
+
+    def commit(self, batch: Batch) -> None:
+        """Take a batch whole: what it names gets its value, what it no longer names becomes a gap."""
+        sampled = self._sampled.setdefault((batch.resource, batch.source), {})
+        for key, cell in batch.cells.items():
+            known = sampled.get(key)
+            if known is None or known.cell is not cell:
+                series = self.add(batch.resource, *key, cell)
+                if series is not None:
+                    sampled[key] = series
+        for key, value in batch.values.items():
+            series = sampled.get(key)
+            if series is None:
+                spec = key[0]
+                series = self.add(batch.resource, *key, cell_for(spec))
+                if series is None:
+                    continue
+                sampled[key] = series
+            target = series.cell
+            if isinstance(target, GaugeCell):
+                target.value = float(value)
+            elif value != value:
+                if isinstance(target, CounterCell):
+                    target.value = nan
+            elif isinstance(target, CounterCell):
+                target.set_total(value)
+            else:
+                target.observe(value)
+        if len(sampled) > len(batch.values) + len(batch.cells):
+            for key, series in sampled.items():
+                if key not in batch.values and key not in batch.cells:
+                    _blank(series)
+
+    def blank(self, resource: str, source: str = "") -> None:
+        """The resource could not be read: its sampled series show a gap until it can."""
+        for series in self._sampled.get((resource, source), {}).values():
+            _blank(series)
+
+    # -- the tick --------------------------------------------------------------------------------------
+
+    def tick(self, time: float) -> Frame:
+        """Freeze every series at ``time`` (Unix seconds)."""
+        import numpy as np
+
+        last = self.frame
+        moved: NDArray[np.int64] | None = None
+        with self._lock:
+            if len(self._gone) > max(1_000, len(self._series)):
+                moved = np.array(self._compact(), dtype=np.int64)
+            columns, version, histograms = self._columns, self.version, self._histograms
+            sketches = []
+            for series in histograms:
+                sketch = series.cell.freeze()  # type: ignore[union-attr]
+                if sketch is not None:
+                    sketches.append((series, sketch))
+            values = list(map(_VALUE, columns))
+            if self._mask_version != version:
+                self._mask = np.array(self._counting, dtype=bool)
+                self._mask_version = version
+            counting = self._mask
+        try:
+            row = np.array(values, dtype=np.float64)
+        except (TypeError, ValueError, OverflowError):
+            values = [self._number(value) for value in values]
+            row = np.array(values, dtype=np.float64)
+        rates = np.full(len(row), np.nan)
+        if last is not None and time > last.time:
+            before = last.row if moved is None else last.row[moved]
+            n = min(len(before), len(row))
+            change = row[:n] - before[:n]
+            change[change < 0] = np.nan
+            rates[:n] = change / (time - last.time)
+            rates[~counting] = np.nan
+        seq = 1 if last is None else last.seq + 1
+        self.frame = Frame(time, seq, version, values, row, rates, counting, sketches, moved)
+        return self.frame
+
+    def _compact(self) -> list[int]:
+        """Close the gaps that removed series left; returns the old place of each column."""
+        old: list[int] = []
+        for series in self._series.values():
+            place = len(old)
+            old.extend(range(series.column, series.column + series.width))
+            series.column = place
+        self._columns = [self._columns[i] for i in old]
+        self._counting = [self._counting[i] for i in old]
+        self._gone.clear()
+        self._index()
+        return old
+
+    def _number(self, value: Any) -> float:
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            self.bad_values += 1
+            return nan
+        return number
+
+    # -- reading ---------------------------------------------------------------------------------------
+
+    def selector(self, series: Series, stat: str | None = None) -> Selector:
+        """How to read ``stat`` of ``series``; without a stat: value, rate or p95 by the kind of metric.
+
+        MetricError for a statistic that the kind does not have.
+        """
+        return select_column(series, stat)
+
+    def gather(self, frame: Frame, selectors: Sequence[Selector]) -> NDArray[np.float64]:
+        """The selected numbers of a frame, NaN for a gap."""
+        import numpy as np
+
+        if not selectors:
+            return np.empty(0)
+        chosen = np.array(selectors, dtype=np.int64)
+        column, rate = chosen[:, 0], chosen[:, 1].astype(bool)
+        inside = column < len(frame.row)
+        column = np.where(inside, column, 0)
+        found = np.where(rate, frame.rates[column], frame.row[column]) if len(frame.row) else np.full(len(column), nan)
+        return np.where(inside, found, nan)
+
+    def value(self, series: Series, stat: str | None = None, frame: Frame | None = None) -> float | None:
+        """One statistic of one series at the last tick; None for a gap."""
+        frame = frame or self.frame
+        if frame is None:
+            return None
+        column, rate = self.selector(series, stat)
+        if column >= len(frame.values):
+            return None
+        value = float(frame.rates[column]) if rate else frame.values[column]
+        return value if value == value else None
+
+    def stats(self, series: Series) -> dict[str, float | None]:
+        """All statistics of one series at the last tick."""
+        return {stat: self.value(series, stat) for stat in STATS[series.metric.kind]}
+
+    def reinit_after_fork(self) -> None:
+        """Replace the locks in a forked child."""
+        self._lock = threading.RLock()
+        for series in self._series.values():
+            if isinstance(series.cell, HistogramCell):
+                series.cell.reinit_after_fork()
+
+
+def select_column(series: Series, stat: str | None = None) -> Selector:
+    """See SeriesStore.selector."""
+    kind = series.metric.kind
+    if stat is None:
+        stat = STATS[kind][0]
+    if stat not in STATS[kind]:
+        raise MetricError(f"a {kind} like {series.metric.name!r} has {', '.join(STATS[kind])}, not {stat!r}")
+    if kind == "histogram":
+        return Selector(series.column, True) if stat == "rate" else Selector(series.column + _PLACE[stat])
+    return Selector(series.column, stat == "rate")
+
+
+_PLACE = {stat: place for place, stat in enumerate(HISTOGRAM_COLUMNS)}
+_VALUE = attrgetter("value")
+_GAP = GaugeCell(nan)
+
+
+def _blank(series: Series) -> None:
+    if isinstance(series.cell, GaugeCell):
+        series.cell.value = nan
+
+

@@ -1,0 +1,165 @@
+"""How does uno watch one kind of resource?
+
+One class says everything about it: how an object is recognised and named, what is measured and how it is
+read, which levels are sensible, what explains an alert. The folder ``resource_types`` holds one file for each
+library; applications and plug-ins write their own in the same way.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from uno.core.monitoring.instrumentation import ATTRIBUTE, Stat
+from uno.core.monitoring.metrics import Kind, MetricError, Spec, metric_of
+from uno.core.monitoring.series import current_batch
+from uno.core.resources import Identity, Resource
+from uno.core.resources.errors import near
+
+if TYPE_CHECKING:
+    from uno.core.monitoring.thresholds import Threshold
+    from uno.core.resources import ResourceManager
+
+
+class ResourceTypeMonitor:
+    """Watches all resources of one type.
+
+    An application's monitor overrides :meth:`setup_metrics` and :meth:`collect_metrics` and is given to
+    ``ResourceMonitor.register_type_monitor``. A library's monitor also says which classes it recognises
+    (``targets``) and may hook them (:meth:`install`).
+    """
+
+    #: The type of resource: "database", "redis", "http_client", ...
+    resource_type: ClassVar[str] = ""
+    #: Dotted names of the classes that are recognised, also through subclasses. Never imported by uno.
+    targets: ClassVar[tuple[str, ...]] = ()
+    #: The library's module whose ``__version__`` is shown, and the versions that were tested.
+    library: ClassVar[str] = ""
+    tested: ClassVar[str] = ""
+    #: What is measured.
+    metrics: ClassVar[tuple[Spec, ...]] = ()
+    #: Levels that apply unless the application sets others: (metric, threshold).
+    thresholds: ClassVar[tuple[tuple[str, Threshold], ...]] = ()
+    #: False: found anywhere in the process. True: only where a first-party name holds it (there are many others).
+    only_named: ClassVar[bool] = False
+    #: True when collect_metrics may block: it then runs on a thread of its own. Ours only read memory.
+    blocking: ClassVar[bool] = True
+    #: The metrics that a card shows, the first one as its chart.
+    headline: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, resource_manager: ResourceManager | None = None, resource_type: str | None = None) -> None:
+        self.resource_manager = resource_manager
+        if resource_type is not None:
+            if not isinstance(resource_type, str) or not resource_type:
+                raise ValueError(f"resource_type is a non-empty string, not {resource_type!r}")
+            self.resource_type = resource_type  # type: ignore[misc]
+        if not self.resource_type:
+            raise ValueError(f"{type(self).__name__} needs a resource_type: super().__init__(manager, resource_type=...)")
+        self.specs: dict[str, Spec] = {spec.name: spec for spec in self.metrics}
+        self._is_set_up = False
+
+    # -- definition ------------------------------------------------------------------------------------
+
+    def setup_metrics(self) -> None:
+        """Define metrics with :meth:`add_metric`; called once, when the monitor is registered."""
+
+    def ensure_set_up(self) -> None:
+        """Call :meth:`setup_metrics` unless that was done."""
+        if not self._is_set_up:
+            self._is_set_up = True
+            self.setup_metrics()
+
+    def add_metric(
+        self,
+        name: str,
+        description: str = "",
+        metric_type: Kind = "gauge",
+        labels: Sequence[str] = (),
+        *,
+        unit: str = "",
+        title: str = "",
+    ) -> None:
+        """Define a metric. ``metric_type``: "counter", "gauge" or "histogram". MetricError where it cannot be."""
+        if metric_type not in ("counter", "gauge", "histogram"):
+            raise MetricError(f"metric_type is 'counter', 'gauge' or 'histogram', not {metric_type!r}")
+        spec = metric_of(Spec(name, metric_type, description, unit, tuple(labels), title)).spec  # validates
+        present = self.specs.get(name)
+        if present is not None and present != spec:
+            raise MetricError(f"{type(self).__name__} defines {name!r} twice, and differently")
+        self.specs[name] = spec
+
+    # -- collection ------------------------------------------------------------------------------------
+
+    def collect_metrics(self, resource: Resource) -> Awaitable[None] | None:
+        """Read ``resource`` and call :meth:`update_metric` for each number. May be ``async def``.
+
+        Whatever it raises becomes a gap and a line in the log, never an error of the application.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define collect_metrics(resource)")
+
+    def update_metric(self, name: str, value: Any, labels: Mapping[str, object] | None = None) -> None:
+        """Give the value of a metric of the resource that is being collected.
+
+        A counter takes its total (a fall is a reset), a gauge its value, a histogram one observation; a cell
+        (CounterCell, HistogramCell) is shared as it is. None means unknown. Raises MetricError for unknown
+        names and wrong labels, RuntimeError outside of collect_metrics.
+        """
+        batch = current_batch.get()
+        if batch is None:
+            raise RuntimeError("update_metric works inside collect_metrics only, which says whose value it is")
+        spec = self.specs.get(name)
+        if spec is None:
+            raise MetricError(f"{type(self).__name__} has no metric {name!r}.{near(name, self.specs)}")
+        batch.put(spec, value, labels)
+
+    # -- what a library's monitor adds -----------------------------------------------------------------
+
+    def identify(self, target: Any) -> Identity:
+        """What ``target`` is called and where it leads to. Only harmless fields: never a password."""
+        return Identity()
+
+    def reference(self, target: Any) -> Callable[[], Any]:
+        """A weak reference to ``target``. Overridden where the class has no ``__weakref__``."""
+        return weakref.ref(target)
+
+    def stat(self, target: Any) -> Stat | None:
+        """The Stat that hooks hang on ``target``, or None."""
+        found = getattr(target, "__dict__", {}).get(ATTRIBUTE)
+        return found if isinstance(found, Stat) else None
+
+    def attach(self, target: Any) -> None:
+        """Prepare one object to be watched, before its first collection."""
+
+    def detach(self, target: Any) -> None:
+        """Undo :meth:`attach`."""
+
+    def install(self) -> list[Callable[[], None]]:
+        """Hook the library's classes; returns what undoes it. Called when the library is loaded."""
+        return []
+
+    def ready(self) -> bool:
+        """Whether the library is loaded, so that :meth:`install` can work."""
+        import sys
+
+        return bool(self.library) and self.library in sys.modules
+
+    def statistics(self, target: Any) -> Mapping[str, float | None] | Awaitable[Mapping[str, float | None]]:
+        """Numbers for ``Resource.get_statistics()``."""
+        return {}
+
+    def ping(self, target: Any) -> Awaitable[object] | object:
+        """Whether the resource works: returns (anything but False) or raises. None: nothing can be told."""
+        return None
+
+    def capacity(self, target: Any) -> tuple[float, float | None] | None:
+        """(in use, limit) for "4 of 10", or None."""
+        return None
+
+    def explain(self, target: Any, metric: str) -> str:
+        """What causes the present value of ``metric``, in words: who holds, which line, which error."""
+        return ""
+
+    def bound_loop(self, target: Any) -> Any:
+        """The event loop that ``target`` belongs to, where that can be told; else None."""
+        return None

@@ -1,0 +1,93 @@
+"""Where does a call run that may block for ever?"""
+
+from __future__ import annotations
+
+import contextvars
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+MAX_THREADS = 32
+IDLE_SECONDS = 10.0
+
+
+class OverloadedError(RuntimeError):
+    """Every worker thread is held by a call that does not return."""
+
+
+class Workers:
+    """A few daemon threads that start on demand and leave when idle.
+
+    Not concurrent.futures' executor: its threads are joined at exit, so one hung call would hang the program.
+    """
+
+    def __init__(self, *, max_threads: int = MAX_THREADS, idle: float = IDLE_SECONDS) -> None:
+        self._max, self._idle = max_threads, idle
+        self.reinit_after_fork()
+
+    def reinit_after_fork(self) -> None:
+        """Begin anew without threads, as at first."""
+        self._lock = threading.Lock()
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._threads = 0
+        self._free = 0
+
+    def submit(self, function: Callable[[], Any]) -> Future[Any]:
+        """Run ``function()`` on a worker, in the caller's context. OverloadedError through the future when all hang."""
+        future: Future[Any] = Future()
+        context = contextvars.copy_context()
+
+        def job() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                result = context.run(function)
+            except BaseException as error:  # noqa: BLE001 - handed to whoever awaits the future
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        with self._lock:
+            if self._free > 0:
+                self._free -= 1
+            elif self._threads < self._max:
+                self._threads += 1
+                try:
+                    threading.Thread(target=self._work, name="uno-worker", daemon=True).start()
+                except RuntimeError as error:  # no more threads can be had
+                    self._threads -= 1
+                    future.set_exception(error)
+                    return future
+            else:
+                future.set_exception(OverloadedError(f"all {self._max} worker threads are busy"))
+                return future
+        self._jobs.put(job)
+        return future
+
+    def _work(self) -> None:
+        jobs, lock = self._jobs, self._lock
+        while True:
+            try:
+                job = jobs.get(timeout=self._idle)
+            except queue.Empty:
+                with lock:
+                    if self._free > 0:  # else a job is on its way to this thread
+                        self._free -= 1
+                        self._threads -= 1
+                        return
+                continue
+            if job is None:
+                return
+            job()
+            with lock:
+                self._free += 1
+
+    def close(self) -> None:
+        """Let the idle threads end at once; a hung one is left behind (it is a daemon)."""
+        with self._lock:
+            idle, self._free = self._free, 0
+            self._threads -= idle
+        for _ in range(idle):
+            self._jobs.put(None)
