@@ -7,7 +7,6 @@ CI=true it fails.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,21 +17,11 @@ from tests import servers
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-T = TypeVar("T")
 S = TypeVar("S", bound=servers.Server)
 
 
-def _required(make: Callable[[], T]) -> T:
-    try:
-        return make()
-    except servers.Missing as missing:
-        if os.environ.get("CI") == "true":
-            pytest.fail(str(missing))
-        pytest.skip(str(missing))
-
-
 def _run(make: Callable[[], S]) -> Iterator[S]:
-    server = _required(make)
+    server = servers.required(make)
     try:
         yield server
     finally:
@@ -94,7 +83,7 @@ def prometheus() -> Iterator[Callable[[str], servers.Prometheus]]:
     started: list[servers.Prometheus] = []
 
     def start(config: str) -> servers.Prometheus:
-        started.append(_required(lambda: servers.Prometheus(config)))
+        started.append(servers.required(lambda: servers.Prometheus(config)))
         return started[-1]
 
     yield start
@@ -105,19 +94,19 @@ def prometheus() -> Iterator[Callable[[str], servers.Prometheus]]:
 @pytest.fixture(scope="session")
 def promtool() -> str:
     """The path of promtool."""
-    return _required(lambda: servers.find_program("prometheus", "promtool"))
+    return servers.required(lambda: servers.find_program("prometheus", "promtool"))
 
 
 @pytest.fixture(scope="session")
 def dot() -> str:
     """The path of Graphviz's dot."""
-    return _required(lambda: servers.find_program("graphviz", "dot"))
+    return servers.required(lambda: servers.find_program("graphviz", "dot"))
 
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """The path of Chromium."""
-    return _required(lambda: servers.find_program("chromium", "chromium", "google-chrome"))
+    return servers.required(lambda: servers.find_program("chromium", "chromium", "google-chrome"))
 
 
 @pytest.fixture(scope="module")
@@ -129,18 +118,13 @@ def browser(chromium: str) -> Iterator[Browser]:
     """
     from playwright.sync_api import sync_playwright
 
+    # Playwright itself switches off the sandbox (the pages are our own) and most of what calls home.
     arguments = [
-        "--disable-background-networking",
-        "--disable-component-update",
         "--disable-gpu",
         "--disable-quic",
-        "--disable-sync",
         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-        "--no-first-run",
     ]
     with sync_playwright() as playwright:
-        chrome = playwright.chromium.launch(
-            executable_path=chromium, args=arguments, chromium_sandbox=os.geteuid() != 0
-        )
+        chrome = playwright.chromium.launch(executable_path=chromium, args=arguments)
         yield chrome
         chrome.close()

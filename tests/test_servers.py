@@ -15,7 +15,17 @@ import pytest
 import redis
 from playwright.sync_api import Browser
 
-from tests.servers import PASSWORD, Missing, PostgreSQL, Prometheus, RabbitMQ, Redis, Server, find_program
+from tests.servers import (
+    PASSWORD,
+    Missing,
+    PostgreSQL,
+    Prometheus,
+    RabbitMQ,
+    Redis,
+    Server,
+    find_program,
+    required,
+)
 
 pytestmark = pytest.mark.server
 
@@ -109,10 +119,7 @@ def test_prometheus(prometheus: Callable[[str], Prometheus], promtool: str) -> N
 
 @pytest.mark.parametrize("kind", [PostgreSQL, Redis, RabbitMQ])
 def test_nothing_is_left_behind(kind: type[Server]) -> None:
-    try:
-        server = kind()
-    except Missing as missing:
-        pytest.skip(str(missing))
+    server = required(kind)
     processes = [process for process in psutil.Process().children(recursive=True) if belongs(process, server)]
     assert processes
     server.kill()
@@ -128,10 +135,7 @@ def belongs(process: psutil.Process, server: Server) -> bool:
 
 
 def test_a_killed_postgresql_leaves_no_shared_memory() -> None:
-    try:
-        server = PostgreSQL()
-    except Missing as missing:
-        pytest.skip(str(missing))
+    server = required(PostgreSQL)
     lock_file = (server.folder / "data" / "postmaster.pid").read_text().splitlines()
     segment = lock_file[6].split()[1]
     assert segment in shared_memory_segments()
