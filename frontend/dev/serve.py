@@ -160,9 +160,9 @@ class World:
         return wave(id + FIGURES[kind][0][0], t, FIGURES[kind][0][4])
 
     def alerts(self) -> list[dict[str, Any]]:
-        def alert(id: str, **more: Any) -> dict[str, Any]:
+        def alert(of: str, **more: Any) -> dict[str, Any]:
             return {
-                "id": f"{id}/1", "resource": id, "metric": USE, "title": "In use", "labels": {}, "source": "threshold",
+                "id": f"{of}/1", "resource": of, "metric": USE, "title": "In use", "labels": {}, "source": "threshold",
                 "level": "critical", "state": "firing", "value": 1.0, "threshold": 0.9, "unit": "1",
                 "message": "Database connection pool utilization high",
                 "cause": "10 of 10 connections held: shop/app.py:88 in leak, longest 48 s",

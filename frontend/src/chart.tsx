@@ -4,7 +4,7 @@ import { useEffect, useMemo, useRef } from "preact/hooks";
 import { signal, useSignalEffect, type ReadonlySignal } from "@preact/signals";
 import uPlot from "uplot";
 import { get } from "./api";
-import { clock, duration, labelText, quantity } from "./format";
+import { clock, duration, exact, labelText, quantity } from "./format";
 import { now } from "./store";
 import { colour, paint } from "./theme";
 import type { Detail, Metric, SeriesData } from "./types";
@@ -17,12 +17,14 @@ const ROWS = 40;
 const inkOf = (i: number): string => `--s${(i % 6) + 1}`;
 const dashOf = (i: number): number[] => (i < 6 ? [] : [6, 3]);
 
+const WHOLE = Array.from({ length: 16 }, (_, e) => [1, 2, 5].map((m) => m * 10 ** e)).flat(); // half a connection is no tick
+
 type Columns = [number[], ...(number | null)[][]];
 
 const isRate = (kind: string, stat: string): boolean => stat === "rate" || (kind === "counter" && stat !== "total");
 const unitOf = (data: SeriesData, stat: string): string => (data.kind === "histogram" && (stat === "rate" || stat === "count") ? "" : data.unit);
 const say = (data: SeriesData, line: SeriesData["series"][number], v: number | null | undefined): string =>
-  quantity(v, unitOf(data, line.stat), isRate(data.kind, line.stat));
+  exact(v, unitOf(data, line.stat), isRate(data.kind, line.stat));
 
 function nameOf(data: SeriesData, i: number): string {
   const line = data.series[i]!;
@@ -60,7 +62,15 @@ function levelLines(data: SeriesData): (u: uPlot) => void {
       ctx.font = `${10.5 * ratio}px system-ui, sans-serif`;
       ctx.textAlign = "right";
       ctx.textBaseline = y - u.bbox.top < 16 * ratio ? "top" : "bottom";
-      ctx.fillText(`${level} ${quantity(at, data.unit)}`, u.bbox.left + u.bbox.width - 4 * ratio, y + (ctx.textBaseline === "top" ? 3 : -2) * ratio);
+      const text = `${level} ${quantity(at, data.unit)}`, right = u.bbox.left + u.bbox.width - 4 * ratio;
+      const below = ctx.textBaseline === "top", width = ctx.measureText(text).width;
+      const ink = ctx.fillStyle;
+      ctx.fillStyle = colour("--surface");
+      ctx.globalAlpha = 0.8;
+      ctx.fillRect(right - width - 3 * ratio, y + (below ? 1 : -14) * ratio, width + 6 * ratio, 13 * ratio);
+      ctx.globalAlpha = 1;
+      ctx.fillStyle = ink;
+      ctx.fillText(text, right, y + (below ? 3 : -2) * ratio);
       ctx.restore();
     }
   };
@@ -70,7 +80,7 @@ function yRange(data: SeriesData): (u: uPlot, low: number | null, high: number |
   return (_, low, high) => {
     let a = Math.min(0, low ?? 0), b = high ?? 0;
     for (const t of [data.warning, data.critical]) if (t != null && (data.unit === "1" || t <= b * 3)) b = Math.max(b, t);
-    if (data.unit === "1" && data.kind === "gauge" && b <= 1) return [a, 1];
+    if (data.unit === "1" && data.kind === "gauge" && b <= 1) return [a, 1.12];
     // Memory and the like move little on a large base: show the movement.
     if (low != null && high != null && low > 0 && high < low * 1.25 && data.warning == null && data.critical == null && data.unit === "By") {
       const pad = Math.max((high - low) * 0.2, high * 0.005);
@@ -125,7 +135,7 @@ export function Chart({ id, metric, range, table, detail }: {
     const series = fresh.metrics.find((m) => m.name === metric.name)?.series ?? [];
     const by = new Map(series.map((s) => [labelText(s.labels), s.stats]));
     times.push(t);
-    data.series.forEach((line, i) => { columns.current[i + 1]!.push(by.get(labelText(line.labels))?.[line.stat] as number | null ?? null); });
+    data.series.forEach((line, i) => { (columns.current[i + 1] as (number | null)[]).push(by.get(labelText(line.labels))?.[line.stat] ?? null); });
     while (times.length && times[0]! < t - range) for (const column of columns.current) column.shift();
     state.drawn.value += 1;
   });
@@ -137,6 +147,7 @@ export function Chart({ id, metric, range, table, detail }: {
   useEffect(() => {
     if (!form || !host.current) return;
     const d = state.data.peek()!;
+    const whole = d.kind === "gauge" && d.unit.startsWith("{");
     let chart: uPlot | null = null;
     const build = (): void => {
       chart?.destroy();
@@ -146,6 +157,7 @@ export function Chart({ id, metric, range, table, detail }: {
         width: host.current!.clientWidth || 300,
         height: HEIGHT,
         legend: { show: false },
+        padding: [8, 6, 0, 0],
         cursor: { y: false, points: { size: 6 }, drag: { setScale: false, x: false, y: false } },
         scales: {
           x: { range: () => { const t = columns.current[0] as number[]; const end = now.peek(); return [Math.max(end - range, Math.min((t[0] as number | undefined) ?? end - range, end - 60)), end]; } },
@@ -153,7 +165,7 @@ export function Chart({ id, metric, range, table, detail }: {
         },
         axes: [
           { ...axis, grid: { show: false }, values: timeTicks, space: 70, size: 26 },
-          { ...axis, size: 62, space: 34, values: (_, splits) => splits.map((v) => say(d, d.series[0]!, v)) },
+          { ...axis, ...(whole ? { incrs: WHOLE } : {}), size: 62, space: 34, values: (_, splits) => splits.map((v) => say(d, d.series[0]!, v)) },
         ],
         series: [{}, ...d.series.slice(0, shown).map((_, i) => ({
           label: nameOf(d, i), stroke: colour(inkOf(i)), width: 1.5, dash: dashOf(i), points: { show: false }, spanGaps: false,

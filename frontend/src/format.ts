@@ -2,11 +2,14 @@
 
 export const DASH = "–";
 
+/** Two significant digits are calm when they change each second; an axis or a table needs three. */
+let fine = 0;
+
 function digits(x: number): string {
   const a = Math.abs(x);
   if (a === 0) return "0";
   if (a >= 1000) return Math.round(x).toLocaleString("en-US");
-  const text = a >= 100 ? x.toFixed(0) : a >= 10 ? x.toFixed(1) : a >= 0.01 ? x.toFixed(2) : x.toPrecision(2);
+  const text = a >= 100 ? x.toFixed(0) : a >= 10 ? x.toFixed(fine) : a >= 1 ? x.toFixed(1 + fine) : a >= 0.1 ? x.toFixed(2 + fine) : x.toPrecision(2 + fine);
   return text.includes(".") && !text.includes("e") ? text.replace(/\.?0+$/, "") : text;
 }
 
@@ -27,18 +30,24 @@ function count(x: number): string {
   return digits(x);
 }
 
+/** As `quantity`, with one digit more. */
+export function exact(value: number | null | undefined, unit: string, rate = false): string {
+  fine = 1;
+  try { return quantity(value, unit, rate); } finally { fine = 0; }
+}
+
 /** A value with its unit; `rate` adds "/s". */
 export function quantity(value: number | null | undefined, unit: string, rate = false): string {
   if (value == null || Number.isNaN(value)) return DASH;
   if (unit.endsWith("/s")) { unit = unit.slice(0, -2); rate = true; }
   const per = rate ? "/s" : "";
-  if (unit === "1" && !rate) return `${digits(Math.abs(value) < 1e-4 ? 0 : Number((value * 100).toPrecision(3)))} %`;
+  if (unit === "1" && !rate) return `${digits(Math.abs(value) < 1e-4 ? 0 : value * 100)} %`;
   if (unit === "%") return `${digits(value)} %`;
   if (unit === "s" && !rate) return Math.abs(value) >= 60 ? duration(value) : scaled(value, SECONDS);
   if (unit === "s") return quantity(value, "1"); // seconds in a second: a share of one core
   if (unit === "ms" && !rate) return scaled(value / 1000, SECONDS);
   if (unit === "By") return scaled(value, BYTES) + per;
-  if (unit === "" || unit === "1" || unit.startsWith("{")) return rate ? `${count(value)} /s` : count(value);
+  if (unit === "" || unit === "1" || unit.startsWith("{")) return count(value) + per;
   return `${count(value)} ${unit}${per}`;
 }
 

@@ -40,19 +40,25 @@ export function Header(): JSX.Element {
   const page = route.value.page;
   const level = verdict.value.level;
   const known = meta.value !== null;
-  const active = alerts.value.filter((a) => a.state !== "resolved").length;
+  const active = alerts.value.filter((a) => a.state === "firing").length;
   const item = (to: string, name: typeof page, text: string, badge = 0): JSX.Element => (
-    <a href={to} aria-current={page === name ? "page" : undefined}>{text}{badge > 0 && <span class="badge num">{badge}<span class="vh"> active</span></span>}</a>
+    <a href={to} aria-current={page === name ? "page" : undefined}>{text}{badge > 0 && <span class="badge num">{badge}<span class="vh"> firing</span></span>}</a>
   );
   const isPaused = paused.value;
   return (
     <header class="top">
       <div class="row">
         <a class="brand" href="#/"><b>uno</b>{known && meta.value!.service && <span class="service">{meta.value!.service}</span>}</a>
-        {known && <span class={`word ${level}`}><Mark level={level} />{VERDICT_WORD[level]}</span>}
+        {known && (connection.value === "live" || connection.value === "paused") && <span class={`word ${level}`}><Mark level={level} />{VERDICT_WORD[level]}</span>}
+        {known && <nav aria-label="Pages">
+          {item("#/", "overview", "Overview")}
+          {item("#/map", "map", "Map")}
+          {item("#/alerts", "alerts", "Alerts", active)}
+        </nav>}
         <span class="grow" />
         <LinkState />
         <OwnCost />
+        <div class="actions">
         {known && <button type="button" class="ghost" aria-pressed={isPaused} onClick={() => setPaused(!isPaused)} title="Hold the page still (p)">
           {isPaused ? "Resume" : "Pause"}
         </button>}
@@ -65,12 +71,8 @@ export function Header(): JSX.Element {
           <span class="vh">Theme: </span><span class="name">{theme.value === "auto" ? "Auto" : theme.value === "light" ? "Light" : "Dark"}</span>
         </button>
         <button type="button" class="ghost" onClick={() => { keysOpen.value = true; }} title="Keys (?)" aria-label="Keyboard shortcuts">?</button>
+        </div>
       </div>
-      {known && <nav aria-label="Pages">
-        {item("#/", "overview", "Overview")}
-        {item("#/map", "map", "Map")}
-        {item("#/alerts", "alerts", "Alerts", active)}
-      </nav>}
     </header>
   );
 }

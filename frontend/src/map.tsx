@@ -7,9 +7,13 @@ import { DASH, quantity } from "./format";
 import { paused } from "./live";
 import { route, setQuery } from "./route";
 import { models } from "./store";
-import { Empty, LevelTag, Mark, ResourceLink } from "./ui";
-import type { Graph } from "./types";
+import { Empty, LEVEL_WORD, LevelTag, ResourceLink } from "./ui";
+import type { Graph, Level } from "./types";
 
+// The shapes of the server's drawing.
+const GLYPHS: [Level, string][] = [
+  ["ok", "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0z"], ["warning", "M0-6L6 5H-6z"], ["critical", "M-5-5H5V5H-5z"], ["unknown", "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z"],
+];
 const REFRESH = 3000; // ms
 const SVG = "http://www.w3.org/2000/svg";
 const ELEMENTS = new Set(["svg", "g", "a", "title", "desc", "path", "rect", "circle", "ellipse", "line", "polyline", "polygon", "text", "tspan"]);
@@ -53,7 +57,7 @@ function Picture({ svg }: { svg: string }): JSX.Element {
     if (made) {
       // Full size on a wide screen, never so small that the text cannot be read.
       const width = Number(made.getAttribute("viewBox")?.split(/\s+/)[2] ?? made.getAttribute("width") ?? 0);
-      if (width) { made.removeAttribute("height"); made.style.width = "100%"; made.style.maxWidth = `${width}px`; made.style.minWidth = `${Math.min(width, 0.8 * width)}px`; }
+      if (width) { made.removeAttribute("height"); made.style.width = "100%"; made.style.maxWidth = `${width}px`; made.style.minWidth = `${0.8 * width}px`; }
     }
     box.scrollLeft = scrollLeft; box.scrollTop = scrollTop;
     if (focused) for (const a of box.querySelectorAll("a")) if (a.getAttribute("href") === focused) a.focus();
@@ -83,7 +87,7 @@ export function MapPage(): JSX.Element {
       <div class="bar-row">
         <h1>Map</h1>
         <ul class="key">
-          <li><Mark level="ok" />OK</li><li><Mark level="warning" />Warning</li><li><Mark level="critical" />Critical</li><li><Mark level="unknown" />Unknown</li>
+          {GLYPHS.map(([level, d]) => <li key={level} class={`level--${level}`}><svg viewBox="-8 -8 16 16" width="14" height="14" aria-hidden="true"><path class="node__glyph" d={d} fill="none" /></svg>{LEVEL_WORD[level]}</li>)}
           <li><i class="edge-key" />observed</li><li><i class="edge-key dashed" />declared</li>
         </ul>
         <button type="button" class="ghost" aria-pressed={table} onClick={() => setQuery("table", table ? "" : "1")}>Show as table</button>

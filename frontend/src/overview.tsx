@@ -1,11 +1,11 @@
 // Is it well, what is worst, since when? The verdict, then cards: those that need attention first.
 import type { JSX } from "preact";
-import { useEffect, useMemo, useRef } from "preact/hooks";
+import { useEffect, useLayoutEffect, useMemo, useRef } from "preact/hooks";
 import { computed, signal, type Signal } from "@preact/signals";
 import { plural, quantity, typeTitle, typeWord } from "./format";
 import { resourceHref, route, setQuery } from "./route";
 import { counts, models, RANK, shape, verdict, type Model } from "./store";
-import { levelOf, AlertText, Bar, connection, Empty, HealthPill, Mark, Spark } from "./ui";
+import { AlertText, levelFor, levelOf, Bar, connection, Empty, HealthPill, Mark, Spark, type Connection } from "./ui";
 import type { Level } from "./types";
 
 const UTILIZATION = "uno.resource.utilization";
@@ -47,9 +47,9 @@ function drawCard(model: Model): JSX.Element {
   const { info } = model;
   const { health, level, figures } = model.live.value;
   const alerts = model.alerts.value;
-  const use = figures.find((f) => f.metric === UTILIZATION);
-  const others = figures.filter((f) => f !== use).slice(0, use ? 3 : 4);
   const spark = info.spark;
+  const use = figures.find((f) => f.metric === UTILIZATION) ?? figures.find((f) => f.metric === spark?.metric);
+  const others = figures.filter((f) => f !== use).slice(0, 3);
   const last = model.values[model.values.length - 1];
   const reason = level !== "ok" || health.status !== "up" ? health.reason : "";
   return (
@@ -60,14 +60,13 @@ function drawCard(model: Model): JSX.Element {
       {alerts.length > 2 && <p class="more">and {plural(alerts.length - 2, "more alert")}</p>}
       {alerts.length === 0 && reason && <p class="reason">{reason}</p>}
       {use && <div class="use">
-        <Bar ratio={use.value} level={level} label={`${info.name}: ${use.title}`} />
+        {use.metric === UTILIZATION && <Bar ratio={use.value} level={levelFor(use.metric, alerts)} label={`${info.name}: ${use.title}`} />}
         <p class="num"><span>{use.text || use.title}</span><b>{quantity(use.value, use.unit)}</b></p>
       </div>}
       {spark && <Spark times={model.times} values={model.values} min={spark.min} max={spark.max}
         label={`${spark.title}, now ${quantity(last, spark.unit)}`} />}
-      {spark && spark.metric !== UTILIZATION && <p class="spark-title num">{spark.title}</p>}
       {others.length > 0 && <dl class="figures num">
-        {others.map((f) => <div key={f.metric + f.title} title={f.text || undefined}><dt>{f.title}</dt><dd>{quantity(f.value, f.unit)}</dd></div>)}
+        {others.map((f) => <div key={f.metric + f.title} class={levelFor(f.metric, alerts)} title={f.text || undefined}><dt>{f.title}</dt><dd>{quantity(f.value, f.unit)}</dd></div>)}
       </dl>}
       {info.note && <p class="note">{info.note}</p>}
     </>
@@ -140,12 +139,14 @@ function Count({ level, n, word }: { level: Level; n: number; word: string }): J
   return n > 0 ? <li class={level}><Mark level={level} /><b>{n.toLocaleString("en-US")}</b> {word}</li> : null;
 }
 
+const PAST = new Set<Connection>(["lost", "stopped", "stalled"]);
+
 function Verdict(): JSX.Element {
   const { level, text } = verdict.value;
   const n = counts.value;
   return (
     <section class={`verdict ${level}`} aria-label="Verdict">
-      <h1>{text}</h1>
+      <h1>{PAST.has(connection.value) && <span class="last">Last known</span>}{text}</h1>
       <ul class="counts num">
         <Count level="critical" n={n.critical} word="critical" />
         <Count level="warning" n={n.warning} word="warning" />
@@ -153,6 +154,35 @@ function Verdict(): JSX.Element {
         <Count level="ok" n={n.ok} word="well" />
       </ul>
     </section>
+  );
+}
+
+const CARD = 268, GAP = 12; // px
+
+/** Small groups share a row: each is as many columns wide as it has cards. */
+function Groups({ list }: { list: Group[] }): JSX.Element {
+  const root = useRef<HTMLDivElement>(null);
+  const columns = useMemo(() => signal(1), []);
+  useLayoutEffect(() => {
+    const measure = (): void => { columns.value = Math.max(1, Math.floor((root.current!.clientWidth + GAP) / (CARD + GAP))); };
+    measure();
+    const watch = new ResizeObserver(measure);
+    watch.observe(root.current!);
+    return () => watch.disconnect();
+  }, []);
+  const n = columns.value;
+  return (
+    <div ref={root} class="groups" style={{ "--columns": n }}>
+      {list.map((g) => {
+        const span = Math.min(n, g.list.length);
+        return (
+          <section class="group" key={g.key} style={{ "--span": span, gridColumn: `span ${span}` }}>
+            <h2>{g.title} <span class="n num">{g.list.length}</span></h2>
+            <div class="grid">{g.list.map((m) => <Card key={m.info.id} model={m} />)}</div>
+          </section>
+        );
+      })}
+    </div>
   );
 }
 
@@ -168,7 +198,7 @@ export function Overview(): JSX.Element {
       <section class="welcome">
         <h1>Nothing is monitored yet</h1>
         <p>Register a resource, an SQLAlchemy engine for example, and its card appears here at the next tick:</p>
-        <pre><code>{FIRST_LINES}</code></pre>
+        <pre tabIndex={0}><code>{FIRST_LINES}</code></pre>
         <p>Or let uno find what the application already has: <code>resource_monitor.discover_all_resources()</code></p>
       </section>
     );
@@ -181,15 +211,12 @@ export function Overview(): JSX.Element {
       {shown === 0 && <Empty title="No resource matches">
         <button type="button" class="button" onClick={() => { setQuery("q", ""); setQuery("type", ""); }}>Show all {models.size}</button>
       </Empty>}
-      <div class={state === "lost" || state === "stopped" || state === "stalled" ? "stale" : ""}>
+      <div class={PAST.has(state) ? "stale" : ""}>
         {attention.length > 0 && <section class="group attention">
           <h2>Needs attention <span class="n num">{attention.length}</span></h2>
           <div class="grid wide">{attention.map((m) => <Card key={m.info.id} model={m} />)}</div>
         </section>}
-        {list.map((g) => <section class="group" key={g.key}>
-          <h2>{g.title} <span class="n num">{g.list.length}</span></h2>
-          <div class="grid">{g.list.map((m) => <Card key={m.info.id} model={m} />)}</div>
-        </section>)}
+        <Groups list={list} />
       </div>
     </>
   );

@@ -4,11 +4,11 @@ import { useEffect, useMemo } from "preact/hooks";
 import { signal, useSignalEffect } from "@preact/signals";
 import { Failed, get } from "./api";
 import { Chart } from "./chart";
-import { duration, plural, quantity, typeWord } from "./format";
+import { duration, quantity, typeWord } from "./format";
 import { link, paused } from "./live";
 import { route, setQuery } from "./route";
 import { models, now, worstFirst } from "./store";
-import { Ago, AlertText, At, Bar, Empty, HealthPill, levelOf, LevelTag, ResourceLink, STATUS_WORD } from "./ui";
+import { Ago, AlertText, At, Bar, Empty, HealthPill, levelFor, levelOf, LevelTag, ResourceLink, STATUS_WORD } from "./ui";
 import { AlertTable } from "./alerts";
 import type { Detail, Holder } from "./types";
 
@@ -98,10 +98,10 @@ export function ResourcePage({ id }: { id: string }): JSX.Element {
       <section class="capacity" aria-label="Now">
         {use && <div class="use">
           <p class="num"><b>{quantity(use.value, use.unit)}</b><span>{use.text ? `${use.title}, ${use.text}` : use.title}</span></p>
-          <Bar ratio={use.value} level={live.level} label={use.title} />
+          <Bar ratio={use.value} level={levelFor(use.metric, alerts)} label={use.title} />
         </div>}
         <dl class="figures num">
-          {live.figures.filter((f) => f !== use).map((f) => <div key={f.metric + f.title}><dt>{f.title}</dt><dd>{quantity(f.value, f.unit)}</dd>{f.text && <dd class="sub">{f.text}</dd>}</div>)}
+          {live.figures.filter((f) => f !== use).map((f) => <div key={f.metric + f.title} class={levelFor(f.metric, alerts)}><dt>{f.title}</dt><dd>{quantity(f.value, f.unit)}</dd>{f.text && <dd class="sub">{f.text}</dd>}</div>)}
         </dl>
       </section>
 
@@ -164,7 +164,6 @@ export function ResourcePage({ id }: { id: string }): JSX.Element {
             </li>)}</ul>}
         </Section>
       </div>
-      {d.holders.length + d.waiters.length === 0 && <p class="quiet end">{plural(metrics.length, "metric")} with values, {plural(d.metrics.length - metrics.length, "metric")} without.</p>}
     </>
   );
 }

@@ -3,7 +3,7 @@ import type { ComponentChildren, JSX } from "preact";
 import { computed } from "@preact/signals";
 import { clock, duration, fullTime, quantity } from "./format";
 import { heard, link, paused, pulse } from "./live";
-import { lastTick, meta, models, now, running } from "./store";
+import { lastTick, meta, models, now, RANK, running } from "./store";
 import { resourceHref } from "./route";
 import type { Alert, Health, Level, Status } from "./types";
 
@@ -41,6 +41,13 @@ export function HealthPill({ health, level }: { health: Health; level: Level }):
 
 export function LevelTag({ level }: { level: Level }): JSX.Element {
   return <span class={`tag ${level}`}><Mark level={level} />{LEVEL_WORD[level]}</span>;
+}
+
+/** The level that the active alerts give to one metric. */
+export function levelFor(metric: string, alerts: Alert[]): Level {
+  let worst: Level = "ok";
+  for (const a of alerts) if (a.state === "firing" && a.metric === metric && RANK[a.level] > RANK[worst]) worst = a.level;
+  return worst;
 }
 
 export function Bar({ ratio, level, label }: { ratio: number | null; level: Level; label: string }): JSX.Element {
@@ -112,7 +119,7 @@ export function AlertText({ alert, withSince = true }: { alert: Alert; withSince
         <Mark level={alert.level} />
         <span><span class="vh">{LEVEL_WORD[alert.level]}: </span>{alert.message || alert.title}</span>
       </p>
-      {alert.cause && <p class="cause"><span class="key">Cause</span>{alert.cause}</p>}
+      {alert.cause && <p class="cause"><span class="label">Cause</span>{alert.cause}</p>}
       <p class="facts num">
         {[value, limit].filter(Boolean).join(", ")}
         {alert.state === "pending" && <span class="state">pending</span>}
