@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import sysconfig
 import weakref
 from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
+from functools import lru_cache
+from threading import current_thread
 from time import monotonic
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
@@ -79,6 +82,41 @@ def call_site(depth: int = 2) -> Site | None:
     return None
 
 
+def thread_position(ident: int) -> tuple[Site | None, Site | None]:
+    """Where another thread is now: its innermost first-party frame, and its innermost frame of all."""
+    frame = sys._current_frames().get(ident)
+    if frame is None:
+        return None, None
+    innermost = (frame.f_code, frame.f_lasti)
+    while frame is not None:
+        if _PARTY[frame.f_code.co_filename]:
+            return (frame.f_code, frame.f_lasti), innermost
+        frame = frame.f_back
+    return None, innermost
+
+
+_CALLEE = re.compile(r"[A-Za-z_][\w.]*(?=\()")
+
+
+def describe_call(site: Site | None) -> str:
+    """What is called at a site ("time.sleep"), read from the source; "" where that cannot be told.
+
+    A dotted name only, never arguments: they may hold a password.
+    """
+    if site is None:
+        return ""
+    import linecache
+    from itertools import islice
+
+    code, lasti = site
+    position = next(islice(code.co_positions(), lasti // 2, None), None)
+    if position is None or position[0] is None or position[2] is None:
+        return ""
+    line = linecache.getline(code.co_filename, position[0]).encode()
+    found = _CALLEE.match(line[position[2] :].decode(errors="replace").removeprefix("await "))
+    return found.group() if found else ""
+
+
 def describe_site(site: Site | None) -> str:
     """``"shop/orders.py:88 in checkout"``; "unknown" where no application code was on the stack."""
     if site is None:
@@ -128,8 +166,12 @@ def caller() -> str:
         task = asyncio.current_task()
         if task is not None:
             return f"task {getattr(task.get_coro(), '__qualname__', 'task')}"
-    threading = sys.modules["threading"]
-    return f"thread {threading.current_thread().name.rstrip('0123456789').rstrip('-_')}"
+    return _thread_caller(current_thread().name)
+
+
+@lru_cache(1_024)
+def _thread_caller(name: str) -> str:
+    return f"thread {name.rstrip('0123456789').rstrip('-_')}"
 
 
 class Hold(NamedTuple):
