@@ -9,8 +9,8 @@
      readers: Prometheus text, dashboard stream, health, reports, CLI
               (they read the store and never touch a resource)
 
-A request never touches a resource: it reads the last tick. All series are frozen at the same instant. What was
-not read is a gap: never 0, never the old value.
+A request never touches a resource: it reads the last tick. All series are frozen at the same instant.
+What was not read is a gap: never 0, never the old value.
 
 Which file does what, from the outside in: ``resources`` and ``integration`` are what an application imports;
 ``dashboard`` and ``exporters`` show; ``monitor`` wires; ``discovery``, ``collection``, ``resource_types`` and
