@@ -242,6 +242,24 @@ def test_a_resource_that_goes_takes_its_alerts_along_and_may_come_back():
     assert brief(world.tick()) == [("firing", "warning")]
 
 
+def test_an_alert_follows_its_series_when_others_go():
+    world = World()
+    world.resources = {"a": "database", "b": "database"}
+    world.gauge(resource="a").set(0.1)
+    later = world.gauge(resource="b")
+    later.set(0.8)
+    world.set(Threshold(0.7), resource_type="database")
+    world.tick()
+    world.store.remove("a")
+    del world.resources["a"]
+    assert world.tick() == []
+    later.set(0.75)
+    assert world.tick() == []
+    assert [(a.resource, a.value) for a in world.book.active()] == [("b", 0.75)]
+    later.set(0.1)
+    assert brief(world.tick()) == [("resolved", "warning")]
+
+
 def test_each_label_set_and_statistic_is_watched():
     world = World()
     for queue, depth in (("mail", 3), ("video", 90)):

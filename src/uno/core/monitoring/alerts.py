@@ -292,6 +292,7 @@ class AlertBook:
                 continue
             known = before.get(series.key)
             if known is not None and known.series is series and known.state.threshold == threshold:
+                known.selector = self._store.selector(series, threshold.stat)  # columns may have moved
                 self._watched[series.key] = known
                 continue
             try:
