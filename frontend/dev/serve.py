@@ -13,6 +13,7 @@ import math
 import random
 import sys
 import time
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ class World:
 
     def level(self, id: str) -> str:
         if self.name == "many":
-            n = sum(id.encode()) % 97
+            n = zlib.crc32(id.encode()) % 97
             return "critical" if n == 3 else "warning" if n in (5, 9) else "unknown" if n == 11 else "ok"
         if self.name in ("busy", "lost", "stalled", "token"):
             return {"shop-db": "critical", "upstream": "warning", "search": "unknown"}.get(id, "ok")
@@ -308,7 +309,7 @@ class World:
         routes = ["GET /orders/{id}", "POST /checkout", "GET /products", "task nightly"]
         nodes += [Node(r, r, "route", "task" if r[0] == "t" else "route") for r in routes]
         nodes += [Node("server:db1", "db1:5432", "postgresql", "server"), Node("server:pay", "payments.internal:443", "https", "server")]
-        edges = [Edge(routes[i % 4], id, "observed", 100 * i + 7, 3.7 * i + 0.2, i % 5 == 4) for i, id in enumerate(ids[:7])]
+        edges = [Edge(routes[i % 4], id, "observed", 100 * i + 7, 3.7 * i + 0.2, 3 * (i % 5 == 4)) for i, id in enumerate(ids[:7])]
         edges += [Edge(routes[1], ids[0], "observed", 950, 12.0, 31), Edge(ids[0], ids[-1], "declared")]
         if self.name not in ("hostile", "many"):
             edges += [Edge("orders-db", "server:db1", "observed", 900, 8.1), Edge("upstream", "server:pay", "observed", 800, 41.0, 18), Edge("emails", "cache", "declared")]

@@ -1,9 +1,9 @@
 // What is alarming, and what was? Active alerts with their causes, then the history.
 import type { JSX } from "preact";
-import { useEffect, useMemo } from "preact/hooks";
+import { useMemo } from "preact/hooks";
 import { signal, useSignalEffect } from "@preact/signals";
 import { get } from "./api";
-import { duration, quantity } from "./format";
+import { clean, duration, quantity } from "./format";
 import { alerts, alertsVersion, worstFirst } from "./store";
 import { Ago, AlertText, At, Empty, LevelTag, Mark, ResourceLink, serverNow } from "./ui";
 import type { Alert } from "./types";
@@ -23,7 +23,7 @@ export function AlertTable({ alerts: rows, resource, label }: { alerts: Alert[];
         <td><LevelTag level={a.level} /></td>
         <td>{STATE_WORD[a.state]}</td>
         {resource && <td><ResourceLink id={a.resource} /></td>}
-        <td class="text">{a.message || a.title}{a.cause && <span class="cause">{a.cause}</span>}</td>
+        <td class="text">{clean(a.message || a.title)}{a.cause && <span class="cause">{clean(a.cause)}</span>}</td>
         <td class="r num">{quantity(a.value, a.unit)}</td>
         <td class="num"><At time={a.fired_at ?? a.since} /></td>
         <td class="r num"><Length alert={a} /></td>
@@ -40,7 +40,6 @@ export function AlertsPage(): JSX.Element {
       .then((all) => { state.history.value = all.history; state.failed.value = ""; })
       .catch((e: unknown) => { state.failed.value = e instanceof Error ? e.message : "No answer."; });
   });
-  useEffect(() => { window.scrollTo(0, 0); }, []);
   const active = worstFirst(alerts.value.filter((a) => a.state !== "resolved"));
   const history = state.history.value?.filter((a) => a.state === "resolved").sort((a, b) => (b.resolved_at ?? b.since) - (a.resolved_at ?? a.since));
   return (

@@ -5,6 +5,7 @@ import { signal, useSignalEffect, type ReadonlySignal } from "@preact/signals";
 import uPlot from "uplot";
 import { get } from "./api";
 import { clock, duration, exact, labelText, quantity } from "./format";
+import { paused } from "./live";
 import { now } from "./store";
 import { colour, paint } from "./theme";
 import type { Detail, Metric, SeriesData } from "./types";
@@ -80,13 +81,13 @@ function yRange(data: SeriesData): (u: uPlot, low: number | null, high: number |
   return (_, low, high) => {
     let a = Math.min(0, low ?? 0), b = high ?? 0;
     for (const t of [data.warning, data.critical]) if (t != null && (data.unit === "1" || t <= b * 3)) b = Math.max(b, t);
-    if (data.unit === "1" && data.kind === "gauge" && b <= 1) return [a, 1.12];
+    if (data.unit === "1" && data.kind === "gauge" && b > 0.25 && b <= 1) return [a, 1.12];
     // Memory and the like move little on a large base: show the movement.
     if (low != null && high != null && low > 0 && high < low * 1.25 && data.warning == null && data.critical == null && data.unit === "By") {
       const pad = Math.max((high - low) * 0.2, high * 0.005);
       return [low - pad, high + pad];
     }
-    if (b <= a) b = a + 1;
+    if (b <= a) b = a + (data.unit === "1" ? 0.1 : 1);
     if (a < 0) a *= 1.08;
     return [a, b * 1.08];
   };
@@ -119,7 +120,7 @@ export function Chart({ id, metric, range, table, detail }: {
       state.data.value = data;
       state.drawn.value += 1;
     }).catch((error: unknown) => { if (!stop.signal.aborted) state.failed.value = error instanceof Error ? error.message : "No answer."; });
-    const timer = window.setTimeout(() => { state.again.value += 1; }, Math.max(60_000, (range * 5000) / POINTS));
+    const timer = window.setTimeout(() => { if (!paused.peek()) state.again.value += 1; }, Math.max(60_000, (range * 5000) / POINTS));
     return () => { stop.abort(); clearTimeout(timer); };
   }, [id, metric.name, range, seen, round]);
 
@@ -132,6 +133,7 @@ export function Chart({ id, metric, range, table, detail }: {
     const t = now.peek();
     const last = times[times.length - 1];
     if (last !== undefined && t < last + Math.max(0.5, (range / POINTS) * 0.95)) return;
+    if (last !== undefined && t > last + Math.max(10, (range / POINTS) * 3)) { state.again.value = state.again.peek() + 1; return; } // was away
     const series = fresh.metrics.find((m) => m.name === metric.name)?.series ?? [];
     const by = new Map(series.map((s) => [labelText(s.labels), s.stats]));
     times.push(t);
@@ -174,8 +176,7 @@ export function Chart({ id, metric, range, table, detail }: {
         hooks: { draw: [levelLines(d)], setCursor: [(u) => { state.at.value = u.cursor.idx ?? null; }] },
       }, columns.current.slice(0, shown + 1) as uPlot.AlignedData, host.current!);
     };
-    build();
-    const unpaint = paint.subscribe(() => { if (chart) build(); });
+    const unpaint = paint.subscribe(build);
     const size = new ResizeObserver(() => { const w = host.current?.clientWidth; if (w && chart && w !== chart.width) chart.setSize({ width: w, height: HEIGHT }); });
     size.observe(host.current);
     return () => { unpaint(); size.disconnect(); chart?.destroy(); plot.current = null; };

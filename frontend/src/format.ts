@@ -96,5 +96,8 @@ export const typeTitle = (type: string): string => {
   return TYPE_WORDS[type] ?? word.charAt(0).toUpperCase() + word.slice(1);
 };
 
+/** Text from outside, unable to turn the direction of what stands around it. */
+export const clean = (text: string): string => text.replace(/[\u202a-\u202e\u2066-\u2069]/g, "\ufffd");
+
 export const labelText = (labels: Record<string, string>): string =>
   Object.entries(labels).map(([k, v]) => `${k}=${v}`).join(", ");

@@ -4,7 +4,7 @@ import { useEffect, useRef } from "preact/hooks";
 import { signal } from "@preact/signals";
 import { DASH, duration, plural, quantity } from "./format";
 import { heard, paused, pulse, setPaused } from "./live";
-import { route } from "./route";
+import { overviewHref, route } from "./route";
 import { alerts, cost, lastTick, meta, models, shape, verdict } from "./store";
 import { nextTheme, shortcuts, theme } from "./theme";
 import { connection, LEVEL_WORD, Mark, serverNow } from "./ui";
@@ -18,7 +18,7 @@ function LinkState(): JSX.Element {
   const age = duration(pulse.value - heard.value / 1000);
   const words = {
     starting: "Connecting…",
-    locked: "Signed out",
+    locked: "Locked",
     live: "Live",
     paused: "Paused",
     lost: heard.value ? `Reconnecting… last data ${age} ago` : "Reconnecting…",
@@ -59,10 +59,11 @@ export function Header(): JSX.Element {
         <LinkState />
         <OwnCost />
         <div class="actions">
-        {known && <button type="button" class="ghost" aria-pressed={isPaused} onClick={() => setPaused(!isPaused)} title="Hold the page still (p)">
-          {isPaused ? "Resume" : "Pause"}
+        {known && <button type="button" class="ghost" aria-label={isPaused ? "Resume" : "Pause"} onClick={() => setPaused(!isPaused)} title="Hold the page still (p)">
+          <svg viewBox="0 0 16 16" width="14" height="14" aria-hidden="true"><path d={isPaused ? "M4.5 2.5v11l9-5.5z" : "M4 3h2.6v10H4zM9.4 3H12v10H9.4z"} fill="currentColor" /></svg>
+          <span class="name">{isPaused ? "Resume" : "Pause"}</span>
         </button>}
-        <button type="button" class="ghost theme" onClick={nextTheme} title={`Theme: ${theme.value} (t)`}>
+        <button type="button" class="ghost" onClick={nextTheme} title={`Theme: ${theme.value} (t)`}>
           <svg viewBox="0 0 16 16" width="14" height="14" aria-hidden="true">
             <circle cx="8" cy="8" r="6.2" fill="none" stroke="currentColor" stroke-width="1.5" />
             {theme.value === "auto" && <path d="M8 1.8a6.2 6.2 0 0 1 0 12.4z" fill="currentColor" />}
@@ -126,7 +127,7 @@ export function listenToKeys(): void {
   document.addEventListener("keydown", (event) => {
     if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || keysOpen.peek()) return;
     const at = event.target as HTMLElement;
-    if (event.key === "Escape" && route.peek().page === "resource" && !/^(INPUT|SELECT)$/.test(at.tagName)) { location.hash = "#/"; return; }
+    if (event.key === "Escape" && route.peek().page === "resource" && !/^(INPUT|SELECT)$/.test(at.tagName)) { location.hash = overviewHref.peek(); return; }
     if (!shortcuts.peek() || /^(INPUT|SELECT|TEXTAREA)$/.test(at.tagName) || meta.peek() === null) return;
     const act: Record<string, () => void> = {
       "/": () => {
@@ -161,6 +162,7 @@ export function Footer(): JSX.Element | null {
         <span>tick every {quantity(m.interval, "s")}, costs {quantity(c.tick_seconds, "s")}</span>
         <span>{plural(models.size, "resource")}, {plural(c.series, "series", "series")}</span>
         <span>{quantity(c.history_bytes, "By")} of history{minutes && `, ${minutes}`}</span>
+        {models.size > 0 && <span>Report of the last hour: <a href="api/report.csv?hours=1" download>CSV</a>, <a href="api/report?hours=1">JSON</a></span>}
       </p>
       {m.discovery.length > 0 && <details>
         <summary>{plural(m.discovery.length, "resource was", "resources were")} discovered</summary>

@@ -1,6 +1,6 @@
 // Where does the page begin? It takes over the shell that the server sent.
 import { render, type JSX } from "preact";
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import "uplot/dist/uPlot.min.css";
 import "./app.css";
 import { AlertsPage } from "./alerts";
@@ -9,8 +9,8 @@ import { heard, link, refusal, signIn, start } from "./live";
 import { MapPage } from "./map";
 import { Overview } from "./overview";
 import { ResourcePage } from "./resource";
-import { pageKey, route } from "./route";
-import { meta, models } from "./store";
+import { pageKey, route, scrollOf } from "./route";
+import { alerts, meta, models } from "./store";
 import "./theme";
 import { connection, Empty } from "./ui";
 import { clock } from "./format";
@@ -75,11 +75,19 @@ function Skeleton(): JSX.Element {
 function App(): JSX.Element {
   const key = pageKey.value;
   const known = meta.value !== null;
+  const firing = alerts.value.filter((a) => a.state === "firing").length;
+  const first = useRef(true);
   useEffect(() => {
     const { page, id } = route.peek();
     const what = page === "resource" ? models.get(id)?.info.name ?? id : page.charAt(0).toUpperCase() + page.slice(1);
-    document.title = [what, meta.peek()?.service, "uno"].filter(Boolean).join(" · ");
-    if (known) window.scrollTo(0, 0);
+    document.title = (firing > 0 ? `(${firing}) ` : "") + [what, meta.peek()?.service, "uno"].filter(Boolean).join(" · ");
+  }, [key, known, firing]);
+  useEffect(() => {
+    if (!known) return;
+    window.scrollTo(0, scrollOf(key));
+    // The link that led here is gone with its page: take the keyboard along.
+    if (first.current) first.current = false;
+    else if (document.activeElement === document.body) document.getElementById("main")!.focus({ preventScroll: true });
   }, [key, known]);
   return (
     <>

@@ -2,7 +2,7 @@
 import type { JSX } from "preact";
 import { useEffect, useLayoutEffect, useMemo, useRef } from "preact/hooks";
 import { computed, signal, type Signal } from "@preact/signals";
-import { plural, quantity, typeTitle, typeWord } from "./format";
+import { clean, plural, quantity, typeTitle, typeWord } from "./format";
 import { resourceHref, route, setQuery } from "./route";
 import { counts, models, RANK, shape, verdict, type Model } from "./store";
 import { AlertText, levelFor, levelOf, Bar, connection, Empty, HealthPill, Mark, Spark, type Connection } from "./ui";
@@ -30,7 +30,7 @@ function Card({ model }: { model: Model }): JSX.Element {
   const level = seen.value ? model.live.value.level : model.live.peek().level;
   return (
     <article ref={root} class={`card ${level}`}>
-      <h3><a class="open" href={resourceHref(info.id)}>{info.name}</a></h3>
+      <h3><a class="open" href={resourceHref(info.id)}>{clean(info.name)}</a></h3>
       <CardBody model={model} seen={seen} />
     </article>
   );
@@ -146,7 +146,7 @@ function Verdict(): JSX.Element {
   const n = counts.value;
   return (
     <section class={`verdict ${level}`} aria-label="Verdict">
-      <h1>{PAST.has(connection.value) && <span class="last">Last known</span>}{text}</h1>
+      <h1>{PAST.has(connection.value) && <span class="last">Last known</span>}{clean(text)}</h1>
       <ul class="counts num">
         <Count level="critical" n={n.critical} word="critical" />
         <Count level="warning" n={n.warning} word="warning" />

@@ -4,9 +4,9 @@ import { useEffect, useMemo } from "preact/hooks";
 import { signal, useSignalEffect } from "@preact/signals";
 import { Failed, get } from "./api";
 import { Chart } from "./chart";
-import { duration, quantity, typeWord } from "./format";
+import { clean, duration, quantity, typeWord } from "./format";
 import { link, paused } from "./live";
-import { route, setQuery } from "./route";
+import { overviewHref, route, setQuery } from "./route";
 import { models, now, worstFirst } from "./store";
 import { Ago, AlertText, At, Bar, Empty, HealthPill, levelFor, levelOf, LevelTag, ResourceLink, STATUS_WORD } from "./ui";
 import { AlertTable } from "./alerts";
@@ -60,7 +60,7 @@ export function ResourcePage({ id }: { id: string }): JSX.Element {
   if (!d) {
     return (
       <>
-        <p class="crumb"><a href="#/">Overview</a></p>
+        <p class="crumb"><a href={overviewHref.value}>Overview</a></p>
         <h1 class="vh">{name}</h1>
         {state.error.value ? <Empty title={state.error.value}><a class="button" href="#/">All resources</a></Empty> : <div class="wait tall" />}
       </>
@@ -76,9 +76,9 @@ export function ResourcePage({ id }: { id: string }): JSX.Element {
   const gone = state.error.value !== "";
   return (
     <>
-      <p class="crumb"><a href="#/">Overview</a></p>
+      <p class="crumb"><a href={overviewHref.value}>Overview</a></p>
       <header class="head">
-        <h1>{d.name}</h1>
+        <h1>{clean(d.name)}</h1>
         <HealthPill health={live.health} level={live.level} />
         {live.health.since != null && <span class="quiet num">since <Ago time={live.health.since} bare /></span>}
         {gone && <p class="failed">{state.error.value}</p>}

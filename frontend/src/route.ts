@@ -19,7 +19,21 @@ function parse(hash: string): Route {
 export const route = signal(parse(location.hash));
 export const pageKey = computed(() => `${route.value.page}/${route.value.id}`);
 
-window.addEventListener("hashchange", () => { route.value = parse(location.hash); });
+/** The overview as it was last seen, with its filters. */
+export const overviewHref = signal("#/");
+
+const scrolled = new Map<string, number>();
+history.scrollRestoration = "manual";
+
+window.addEventListener("hashchange", () => {
+  scrolled.set(pageKey.peek(), window.scrollY);
+  const next = parse(location.hash);
+  if (next.page === "overview") overviewHref.value = location.hash || "#/";
+  route.value = next;
+});
+
+/** Where the page was left; a resource always begins at its top. */
+export const scrollOf = (key: string): number => (key.startsWith("resource/") ? 0 : scrolled.get(key) ?? 0);
 
 export const resourceHref = (id: string): string => `#/resource/${encodeURIComponent(id)}`;
 
@@ -30,6 +44,8 @@ export function setQuery(name: string, value: string): void {
   if (value) next.set(name, value); else next.delete(name);
   const path = page === "overview" ? "#/" : page === "resource" ? resourceHref(id) : `#/${page}`;
   const text = next.toString();
-  history.replaceState(null, "", text ? `${path}?${text}` : path);
+  const hash = text ? `${path}?${text}` : path;
+  history.replaceState(null, "", hash);
+  if (page === "overview") overviewHref.value = hash;
   route.value = { page, id, query: next };
 }

@@ -22,7 +22,10 @@ export class Model {
     // A fresh snapshot brings its own past; keep what this page saw before that.
     const first = spark?.times[0] ?? Infinity;
     const keep = this.times.findIndex((t) => t >= first);
-    const before = keep < 0 ? this.times.length : keep;
+    let before = keep < 0 ? this.times.length : keep;
+    // What was seen long before is no neighbour of it: a line between them would be invented.
+    const step = spark && spark.times.length > 1 ? spark.times[1]! - spark.times[0]! : 1;
+    if (before > 0 && first - this.times[before - 1]! > 5 * step) before = 0;
     const from = Math.max(0, before - (SPARK_POINTS - (spark?.times.length ?? 0)));
     this.times = [...this.times.slice(from, before), ...(spark?.times ?? [])];
     this.values = [...this.values.slice(from, before), ...(spark?.values ?? [])];

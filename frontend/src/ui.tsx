@@ -1,7 +1,7 @@
 // Which small pieces do all pages share?
 import type { ComponentChildren, JSX } from "preact";
 import { computed } from "@preact/signals";
-import { clock, duration, fullTime, quantity } from "./format";
+import { clean, clock, duration, fullTime, quantity } from "./format";
 import { heard, link, paused, pulse } from "./live";
 import { lastTick, meta, models, now, RANK, running } from "./store";
 import { resourceHref } from "./route";
@@ -117,9 +117,9 @@ export function AlertText({ alert, withSince = true }: { alert: Alert; withSince
     <div class={`alert ${alert.level} ${alert.state}`}>
       <p class="message">
         <Mark level={alert.level} />
-        <span><span class="vh">{LEVEL_WORD[alert.level]}: </span>{alert.message || alert.title}</span>
+        <span><span class="vh">{LEVEL_WORD[alert.level]}: </span>{clean(alert.message || alert.title)}</span>
       </p>
-      {alert.cause && <p class="cause"><span class="label">Cause</span>{alert.cause}</p>}
+      {alert.cause && <p class="cause"><span class="label">Cause</span>{clean(alert.cause)}</p>}
       <p class="facts num">
         {[value, limit].filter(Boolean).join(", ")}
         {alert.state === "pending" && <span class="state">pending</span>}
