@@ -494,10 +494,11 @@ class AlertBook:
             log.debug("%s: %s", alert.state, alert.message)
         elif alert.state == "resolved":
             lasted = human((alert.resolved_at or 0) - alert.fired_at, "s")
-            log.info("resolved after %s: %s", lasted, alert.message)
+            log.info("%s resolved after %s: %s", alert.resource, lasted, alert.message)
         else:
             level = logging.CRITICAL if alert.level is AlertLevel.CRITICAL else logging.WARNING
-            log.log(level, "%s%s", alert.message, f" ({alert.cause})" if alert.cause else "")
+            because = f" ({alert.cause})" if alert.cause else ""
+            log.log(level, "%s %s: %s%s", alert.resource, alert.level.label, alert.message, because)
 
     # -- reading ---------------------------------------------------------------------------------------
 

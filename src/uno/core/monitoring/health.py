@@ -433,6 +433,11 @@ class HealthRegistry:
         for check in self._checks.values():
             check.reset_run()
 
+    @property
+    def adapters(self) -> tuple[HealthAdapter, ...]:
+        """The adapters that were registered."""
+        return tuple(adapter for adapter, _ in self._adapters)
+
     def register_adapter(
         self, adapter: HealthAdapter, *, groups: Collection[str] = ("ready", "startup")
     ) -> None:

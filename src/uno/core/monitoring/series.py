@@ -55,11 +55,12 @@ class Frame:
 
     ``time``: Unix seconds; ``values``: one number per column, NaN for a gap; ``row``: the same as float64;
     ``rates``: change per second of the columns that count, NaN for all others and where there is none (first
-    tick, reset); ``counting``: which columns those are; ``sketches``: what each histogram observed since the frame
+    tick, reset); ``counting``: which columns those are; ``histograms``: (count, sum, counts by
+    bucket) of each histogram; ``sketches``: what each histogram observed since the frame
     before; ``moved``: when columns were put closer together since then, the old place of each column.
     """
 
-    __slots__ = ("counting", "moved", "rates", "row", "seq", "sketches", "time", "values", "version")
+    __slots__ = ("counting", "histograms", "moved", "rates", "row", "seq", "sketches", "time", "values", "version")
 
     def __init__(
         self,
@@ -70,12 +71,13 @@ class Frame:
         row: NDArray[np.float64],
         rates: NDArray[np.float64],
         counting: NDArray[np.bool_],
+        histograms: dict[Series, tuple[int, float, tuple[int, ...]]],
         sketches: list[tuple[Series, Sketch]],
         moved: NDArray[np.int64] | None,
     ) -> None:
         self.time, self.seq, self.version = time, seq, version
         self.values, self.row, self.rates, self.counting = values, row, rates, counting
-        self.sketches, self.moved = sketches, moved
+        self.histograms, self.sketches, self.moved = histograms, sketches, moved
 
 
 class Series:
@@ -216,7 +218,10 @@ class SeriesStore:
                 self._counting.extend(counting[spec.kind])
                 self._put_cell(series, cell)
             self._series[key] = series
-            self._index()
+            self._by_resource.setdefault(resource, []).append(series)
+            if spec.kind == "histogram":
+                self._histograms = [*self._histograms, series]
+            self.version += 1
             return series
 
     def attach(self, resource: str, metric: Metric[Any]) -> None:
@@ -289,6 +294,11 @@ class SeriesStore:
         for series in self._sampled.get((resource, source), {}).values():
             _blank(series)
 
+    def blank_all(self) -> None:
+        """Nothing is read any more: every sampled gauge shows a gap."""
+        for resource, source in list(self._sampled):
+            self.blank(resource, source)
+
     # -- the tick --------------------------------------------------------------------------------------
 
     def tick(self, time: float) -> Frame:
@@ -302,10 +312,14 @@ class SeriesStore:
                 moved = np.array(self._compact(), dtype=np.int64)
             columns, version, histograms = self._columns, self.version, self._histograms
             sketches = []
+            frozen = {}
             for series in histograms:
-                sketch = series.cell.freeze()  # type: ignore[union-attr]
-                if sketch is not None:
-                    sketches.append((series, sketch))
+                cell = series.cell
+                if isinstance(cell, HistogramCell):
+                    sketch = cell.freeze()
+                    if sketch is not None:
+                        sketches.append((series, sketch))
+                    frozen[series] = cell.frozen
             values = list(map(_VALUE, columns))
             if self._mask_version != version:
                 self._mask = np.array(self._counting, dtype=bool)
@@ -325,7 +339,7 @@ class SeriesStore:
             rates[:n] = change / (time - last.time)
             rates[~counting] = np.nan
         seq = 1 if last is None else last.seq + 1
-        self.frame = Frame(time, seq, version, values, row, rates, counting, sketches, moved)
+        self.frame = Frame(time, seq, version, values, row, rates, counting, frozen, sketches, moved)
         return self.frame
 
     def _compact(self) -> list[int]:

@@ -152,6 +152,10 @@ class ResourceTypeMonitor:
         """Whether the resource works: returns (anything but False) or raises. None: nothing can be told."""
         return None
 
+    def covers(self, target: Any) -> tuple[object, ...]:
+        """Objects inside ``target`` that are not resources of their own, since ``target`` stands for them."""
+        return ()
+
     def capacity(self, target: Any) -> tuple[float, float | None] | None:
         """(in use, limit) for "4 of 10", or None."""
         return None

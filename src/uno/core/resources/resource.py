@@ -28,7 +28,8 @@ class Identity(NamedTuple):
 class Driver(Protocol):
     """What a resource needs to know about its library; the resource types of monitoring implement it."""
 
-    resource_type: str
+    @property
+    def resource_type(self) -> str: ...
 
     def identify(self, target: Any) -> Identity: ...
     def reference(self, target: Any) -> Callable[[], Any]: ...

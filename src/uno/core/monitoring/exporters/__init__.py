@@ -1,1 +1,1 @@
-"""Who shows the store to other programs: each exporter reads it and touches no resource."""
+"""How do other systems read the store? Exporters read the last tick and never touch a resource."""

@@ -63,7 +63,6 @@ class Recogniser:
     def __init__(self, kinds: list[ResourceTypeMonitor]) -> None:
         self.kinds = kinds
         self._by_name = {target: kind for kind in kinds for target in kind.targets}
-        self._by_class: dict[type, ResourceTypeMonitor | None] = {}
 
     def driver_of(self, target: object) -> Any:
         """The kind of ``target``, or None."""
@@ -71,16 +70,12 @@ class Recogniser:
 
     def driver_of_class(self, cls: type) -> ResourceTypeMonitor | None:
         """The kind of instances of ``cls``, or None. Uses type() and the MRO only, which wakes no lazy proxy."""
-        try:
-            return self._by_class[cls]
-        except KeyError:
-            pass
         names = self._by_name
-        kind = next((names[n] for base in cls.__mro__ if (n := f"{base.__module__}.{base.__qualname__}") in names), None)
-        if len(self._by_class) > 50_000:  # classes made without end
-            self._by_class.clear()
-        self._by_class[cls] = kind
-        return kind
+        for base in cls.__mro__:
+            kind = names.get(f"{base.__module__}.{base.__qualname__}")
+            if kind is not None:
+                return kind
+        return None
 
     def types(self) -> list[str]:
         """The known types of resource."""

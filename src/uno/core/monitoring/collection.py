@@ -1,0 +1,221 @@
+"""How is each resource read and pinged?
+
+One job for each way of reading: the library's own monitor, each of the application's type monitors, a custom
+resource's statistics, each ``read=`` callback, and the ping. Results are committed whole; what failed leaves a
+gap, a word in the resource's health, a count, and one line in the log when that changes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from uno.core.monitoring.clock import Clock
+from uno.core.monitoring.health import HealthBook
+from uno.core.monitoring.instrumentation import OWN, CallScope, scope
+from uno.core.monitoring.metrics import CounterCell, MetricError, Spec
+from uno.core.monitoring.sampler import Job, Mode
+from uno.core.monitoring.series import Batch, SeriesStore, current_batch
+from uno.core.monitoring.type_monitor import ResourceTypeMonitor
+from uno.core.resources import Resource, ResourceManager
+from uno.core.resources.resource import numbers_of
+
+if TYPE_CHECKING:
+    import asyncio
+
+log = logging.getLogger("uno.collection")
+
+PING_SECONDS = 10.0
+PING_TIMEOUT = 2.0
+OWN_SCOPE = CallScope(OWN)
+
+
+class Collection:
+    """The jobs of all resources."""
+
+    def __init__(
+        self, manager: ResourceManager, store: SeriesStore, health: HealthBook, clock: Clock, *, timeout: float
+    ) -> None:
+        self.jobs: dict[tuple[str, str], Job] = {}
+        #: failed collections by resource and reason
+        self.failures: dict[tuple[str, str], CounterCell] = {}
+        self.type_monitors: list[ResourceTypeMonitor] = []
+        self.app_loop: asyncio.AbstractEventLoop | None = None
+        self._manager, self._store, self._health, self._clock = manager, store, health, clock
+        self._timeout = timeout
+        self._reads: dict[str, dict[str, tuple[Spec, Callable[[], Any]]]] = {}
+        self._failing: dict[tuple[str, str], str] = {}
+        self._lock = threading.RLock()
+
+    def reinit_after_fork(self) -> None:
+        """Nothing is in flight in a forked child, and its loops do not run."""
+        self._lock = threading.RLock()
+        self.app_loop = None
+        for job in self.jobs.values():
+            job.in_flight, job.task, job.not_before = False, None, 0.0
+
+    def monitors_of(self, resource: Resource) -> list[ResourceTypeMonitor]:
+        """Those that watch a resource: its library's, then the application's of its type."""
+        driver = resource.driver
+        own: list[ResourceTypeMonitor] = [driver] if isinstance(driver, ResourceTypeMonitor) else []
+        return own + [m for m in self.type_monitors if m.resource_type == resource.type]
+
+    def add_read(self, resource: Resource, spec: Spec, read: Callable[[], Any]) -> None:
+        """Call ``read`` each tick for the value of ``spec``."""
+        with self._lock:
+            self._reads.setdefault(resource.id, {})[spec.name] = (spec, read)
+            self.plan(resource)
+
+    def forget(self, resource: Resource) -> None:
+        """The resource was unregistered."""
+        with self._lock:
+            self.jobs = {key: job for key, job in self.jobs.items() if key[0] != resource.id}
+            self._reads.pop(resource.id, None)
+            for key in [key for key in self._failing if key[0] == resource.id]:
+                del self._failing[key]
+
+    def plan(self, resource: Resource) -> None:
+        """The jobs that read and ping a resource."""
+        with self._lock:
+            jobs = {key: job for key, job in self.jobs.items() if key[0] != resource.id}
+            driver = resource.driver
+            monitors = self.monitors_of(resource)
+            for number, type_monitor in enumerate(monitors):
+                type_monitor.ensure_set_up()
+                source = "driver" if type_monitor is driver else f"{type(type_monitor).__name__}-{number}"
+                jobs[resource.id, source] = self._collector(resource, source, type_monitor)
+            if not monitors and resource.read is not None:
+                jobs[resource.id, "read"] = self._custom(resource)
+            for spec, read in self._reads.get(resource.id, {}).values():
+                jobs[resource.id, f"read {spec.name}"] = self._reader(resource, spec, read)
+            if driver is not None or callable(getattr(resource.target, "ping", None)):
+                jobs[resource.id, "ping"] = self._pinger(resource)
+            self.jobs = jobs
+
+    def _home(self, resource: Resource) -> asyncio.AbstractEventLoop | None:
+        if resource.loop is not None:
+            return resource.loop
+        driver, target = resource.driver, resource.target
+        bound = driver.bound_loop(target) if isinstance(driver, ResourceTypeMonitor) and target is not None else None
+        return bound or self.app_loop
+
+    def _job(self, resource: Resource, source: str, run: Callable[[Batch], Any], *, mode: Mode) -> Job:
+        """A job whose ``run(batch)`` fills a batch for one resource."""
+
+        def plain() -> Batch:
+            batch = Batch(resource.id, source)
+            token = current_batch.set(batch)
+            try:
+                if inspect.isawaitable(run(batch)):
+                    raise TypeError("collect_metrics returned an awaitable; define it with async def")
+            finally:
+                current_batch.reset(token)
+            return batch
+
+        async def awaited() -> Batch:
+            batch = Batch(resource.id, source)
+            token = current_batch.set(batch)
+            try:
+                await run(batch)
+            finally:
+                current_batch.reset(token)
+            return batch
+
+        return Job(
+            f"{resource.id} ({source})",
+            awaited if mode == "loop" else plain,
+            partial(self._collected, resource, source),
+            mode=mode,
+            timeout=self._timeout,
+            loop=lambda: self._home(resource),
+        )
+
+    def _collector(self, resource: Resource, source: str, type_monitor: ResourceTypeMonitor) -> Job:
+        collect = type_monitor.collect_metrics
+        mode: Mode = "loop" if inspect.iscoroutinefunction(collect) else "worker" if type_monitor.blocking else "inline"
+        return self._job(resource, source, lambda _: collect(resource), mode=mode)
+
+    def _custom(self, resource: Resource) -> Job:
+        def put(batch: Batch, found: object) -> None:
+            for name, value in numbers_of(resource.id, found).items():
+                batch.put(Spec(name, "gauge"), value)
+
+        async def awaited(batch: Batch) -> None:
+            put(batch, await resource.get_statistics())
+
+        read = resource.read
+        if inspect.iscoroutinefunction(read):
+            return self._job(resource, "read", awaited, mode="loop")
+        return self._job(resource, "read", lambda batch: put(batch, resource.read()) if resource.read else None, mode="worker")
+
+    def _reader(self, resource: Resource, spec: Spec, read: Callable[[], Any]) -> Job:
+        async def awaited(batch: Batch) -> None:
+            batch.put(spec, await read())
+
+        if inspect.iscoroutinefunction(read):
+            return self._job(resource, f"read {spec.name}", awaited, mode="loop")
+        return self._job(resource, f"read {spec.name}", lambda batch: batch.put(spec, read()), mode="worker")
+
+    def _pinger(self, resource: Resource) -> Job:
+        driver, target = resource.driver, resource.target
+        own = driver.ping if driver is not None else target.ping
+
+        async def awaited() -> Any:
+            token = scope.set(OWN_SCOPE)
+            try:
+                return await resource.ping()
+            finally:
+                scope.reset(token)
+
+        def plain() -> Any:
+            token = scope.set(OWN_SCOPE)
+            try:
+                living = resource.target
+                return None if living is None else (driver.ping(living) if driver is not None else living.ping())
+            finally:
+                scope.reset(token)
+
+        return Job(
+            f"{resource.id} (ping)",
+            awaited if inspect.iscoroutinefunction(own) else plain,
+            partial(self._pinged, resource),
+            mode="loop" if inspect.iscoroutinefunction(own) else "worker",
+            timeout=PING_TIMEOUT,
+            loop=lambda: self._home(resource),
+            every=PING_SECONDS,
+            background=True,
+        )
+
+    def _collected(self, resource: Resource, source: str, batch: Any, error: BaseException | None, reason: str) -> None:
+        if resource not in self._manager:  # unregistered while it was read
+            return
+        if error is None:
+            try:
+                self._store.commit(batch)
+            except MetricError as clash:
+                error, reason = clash, "MetricError"
+                log.warning("%s: %s", resource.id, clash)
+        self._health.record_collect(resource.id, error is None, reason, self._clock.now())
+        if error is None:
+            if self._failing.pop((resource.id, source), None) is not None:
+                log.info("%s: %s answers again", resource.id, source)
+            return
+        self._store.blank(resource.id, source)
+        self.failures.setdefault((resource.id, reason), CounterCell()).inc()
+        if self._failing.get((resource.id, source)) != reason:
+            self._failing[resource.id, source] = reason
+            detail = f": {error}" if isinstance(error, MetricError) else ""  # our own words are safe to show
+            log.warning("%s: %s gave nothing (%s)%s", resource.id, source, reason, detail)
+
+    def _pinged(self, resource: Resource, result: Any, error: BaseException | None, reason: str) -> None:
+        if resource not in self._manager:
+            return
+        unavailable = reason in ("event loop blocked", "overloaded", "event loop not running")
+        ok = None if unavailable or (error is None and result is None) else error is None and result is not False
+        if error is None and result is None:
+            return  # it has no way to tell
+        self._health.record_ping(resource.id, ok, reason or ("" if ok else "ping answered no"), self._clock.now())

@@ -1,0 +1,86 @@
+"""Who uses what, by declaration and by the calls that were seen?"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from uno.core.monitoring.graph import DependencyGraph, Edge, Node
+from uno.core.monitoring.graph.model import Level, NodeKind
+from uno.core.monitoring.instrumentation import OWN, Stat
+from uno.core.monitoring.thresholds import AlertLevel
+from uno.core.resources import Resource
+
+if TYPE_CHECKING:
+    from uno.core.monitoring.monitor import ResourceMonitor
+
+RATE_SECONDS = 10.0
+LEVELS: dict[AlertLevel, Level] = {
+    AlertLevel.OK: "ok",
+    AlertLevel.WARNING: "warning",
+    AlertLevel.CRITICAL: "critical",
+}
+
+Totals = dict[tuple[str, str], tuple[float, float]]
+
+
+class Callers:
+    """Calls by resource and caller over the last seconds, for rates."""
+
+    def __init__(self) -> None:
+        self._kept: deque[tuple[float, Totals]] = deque()
+
+    def step(
+        self, now: float, resources: Iterable[Resource], stat_of: Callable[[Resource], Stat | None]
+    ) -> None:
+        """Note the totals, once a second at most."""
+        if self._kept and now - self._kept[-1][0] < 1.0:
+            return
+        totals: Totals = {}
+        for resource in resources:
+            stat = stat_of(resource)
+            if stat is not None:
+                for name, (calls, errors) in list(stat.callers.items()):
+                    totals[resource.id, name] = (calls.value, errors.value)
+        self._kept.append((now, totals))
+        while now - self._kept[0][0] > RATE_SECONDS:
+            self._kept.popleft()
+
+    def rate(self, resource_id: str, caller: str) -> float | None:
+        """Calls per second over the last 10 s; None while there is no such time."""
+        if len(self._kept) < 2:
+            return None
+        (start, before), (end, after) = self._kept[0], self._kept[-1]
+        key = (resource_id, caller)
+        return max(0.0, after.get(key, (0.0, 0.0))[0] - before.get(key, (0.0, 0.0))[0]) / (end - start)
+
+
+def build_graph(monitor: ResourceMonitor) -> DependencyGraph:
+    """Nodes and edges at this moment. A declared dependency on an id that does not exist yet is shown as unknown."""
+    nodes: dict[str, Node] = {}
+    edges: list[Edge] = []
+    for resource in monitor.manager:
+        level = LEVELS[monitor.level_of(resource.id)]
+        nodes[resource.id] = Node(resource.id, resource.name, resource.type, "resource", level, resource.endpoint or "")
+        if resource.endpoint:
+            server = f"server {resource.endpoint}"
+            nodes.setdefault(server, Node(server, resource.endpoint, "server", "server", "unknown", resource.endpoint))
+            edges.append(Edge(resource.id, server, "observed", 0, None, 0))
+    for resource in monitor.manager:
+        for needed in resource.depends_on:
+            if needed not in nodes:
+                nodes[needed] = Node(needed, needed, "unknown", "resource", "unknown")
+            edges.append(Edge(resource.id, needed, "declared", 0, None, 0))
+        stat = monitor.stat_of(resource)
+        if stat is None:
+            continue
+        for name, (calls, errors) in list(stat.callers.items()):
+            if name == OWN:
+                continue
+            kind: NodeKind = "task" if name.startswith(("task ", "thread ")) else "route"
+            caller = f"caller {name}"
+            nodes.setdefault(caller, Node(caller, name, kind, kind, "unknown"))
+            rate = monitor.callers.rate(resource.id, name)
+            edges.append(Edge(caller, resource.id, "observed", int(calls.value), rate, int(errors.value)))
+    return DependencyGraph(nodes.values(), edges)

@@ -1,0 +1,192 @@
+"""Which resources does the process hold that nobody registered, and what are they called?
+
+One pass over the garbage collector's objects compares types, and nothing but types: isinstance and hasattr run
+code of lazy proxies. A resource is called after the first-party name that holds it (``app.db.engine``), which is
+the same after a restart; where there is none, after its kind and where it leads to.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from uno.core.monitoring.instrumentation import announced, is_first_party
+from uno.core.resources import Resource, ResourceManager
+from uno.core.resources.errors import near
+
+if TYPE_CHECKING:
+    from uno.core.monitoring.resource_types import Recogniser
+    from uno.core.monitoring.type_monitor import ResourceTypeMonitor
+
+log = logging.getLogger("uno.discovery")
+
+MAX_FOUND = 1_000
+MAX_ITEMS = 200
+#: Objects of these classes keep the application's resources in their attributes.
+HOLDERS = frozenset(("fastapi.applications.FastAPI", "starlette.applications.Starlette", "starlette.datastructures.State"))
+
+
+class UnknownResourceTypeError(ValueError):
+    """No kind of resource has this name; the message lists those that exist."""
+
+    def __init__(self, type: object, known: Iterable[str]) -> None:
+        known = sorted(known)
+        hint = near(type, known) if isinstance(type, str) else ""
+        super().__init__(f"unknown resource type {type!r}; known are {', '.join(known)}.{hint}")
+
+
+class Discovery:
+    """Finds resources for one manager."""
+
+    def __init__(self, manager: ResourceManager, kinds: Recogniser) -> None:
+        self._manager, self._kinds = manager, kinds
+        #: The types that are looked for while the monitor runs; None stands for all.
+        self.types: set[str] | None = set()
+        self._said_full = False
+
+    def scan(self, resource_type: str | None = None) -> list[Resource]:
+        """Find what lives now, of one type or of all, and watch for more from now on.
+
+        Returns what was found in this call and is new. UnknownResourceTypeError names the known types.
+        """
+        if resource_type is not None:
+            if resource_type not in self._kinds.types():
+                raise UnknownResourceTypeError(resource_type, self._kinds.types())
+            if self.types is not None:
+                self.types.add(resource_type)
+        else:
+            self.types = None
+        wanted = None if resource_type is None else {resource_type}
+        named = list(self._named(wanted))
+        names = {id(obj): name for obj, _, name in named}
+        found = [(obj, kind) for obj, kind, _ in named]
+        found += [(obj, kind) for obj, kind in self._living(wanted) if id(obj) not in names]
+        return self._take(found, names)
+
+    def follow(self, *, names: bool) -> list[Resource]:
+        """Take what was created since: what hooks announced and, when ``names``, what first-party names hold."""
+        fresh = [(obj, kind) for obj in announced() if (kind := self._wanted(type(obj), self.types)) is not None]
+        if not fresh and not names:
+            return []
+        named = list(self._named(self.types))
+        known = {id(obj): name for obj, _, name in named}
+        seen = {id(obj) for obj, _ in fresh}
+        return self._take(fresh + [(obj, kind) for obj, kind, _ in named if id(obj) not in seen], known)
+
+    def _wanted(self, cls: type, types: set[str] | None) -> ResourceTypeMonitor | None:
+        kind = self._kinds.driver_of_class(cls)
+        return kind if kind is not None and (types is None or kind.resource_type in types) else None
+
+    def _take(self, found: list[tuple[Any, ResourceTypeMonitor]], names: dict[int, str]) -> list[Resource]:
+        # What another object stands for is not a resource of its own.
+        covered = {id(inner) for obj, kind in found for inner in kind.covers(obj)}
+        covered |= {
+            id(inner)
+            for r in self._manager
+            if r.driver is not None and (target := r.target) is not None
+            for inner in r.driver.covers(target)  # type: ignore[attr-defined]
+        }
+        taken = []
+        for obj, kind in found:
+            name = names.get(id(obj))
+            if id(obj) in covered or (kind.only_named and name is None) or self._manager.of(obj) is not None:
+                continue
+            if len(self._manager) >= MAX_FOUND:
+                if not self._said_full:
+                    self._said_full = True
+                    log.warning("more than %d resources: further ones are not discovered", MAX_FOUND)
+                break
+            try:
+                how = f"held by {name}" if name else "found in memory"
+                resource = self._manager.discovered(
+                    obj, kind, id=name or _unnamed(kind, obj), how=how, loop=kind.bound_loop(obj)
+                )
+            except Exception as error:  # noqa: BLE001 - one odd object must not end discovery
+                log.warning("a %s could not be watched: %s", kind.resource_type, type(error).__name__)
+                continue
+            if resource is not None:
+                taken.append(resource)
+                log.info("discovered %s %r (%s)", resource.type, resource.id, how)
+        return taken
+
+    def _living(self, types: set[str] | None) -> Iterator[tuple[Any, ResourceTypeMonitor]]:
+        objects = gc.get_objects()
+        kinds = {cls: kind for cls in set(map(type, objects)) if (kind := self._wanted(cls, types)) is not None}
+        if kinds:
+            for obj in objects:
+                kind = kinds.get(type(obj))
+                if kind is not None:
+                    yield obj, kind
+
+    def _named(self, types: set[str] | None) -> Iterator[tuple[Any, ResourceTypeMonitor, str]]:
+        """Resources that first-party modules hold by name, directly or one or two steps inside."""
+        seen: set[int] = set()
+        kinds: dict[type, ResourceTypeMonitor | None] = {}
+        for prefix, module in _first_party():
+            queue: list[tuple[str, Any, int]] = [(f"{prefix}.{k}", v, 0) for k, v in _items(vars(module))]
+            while queue:
+                name, value, depth = queue.pop()
+                cls = type(value)
+                if cls not in kinds:
+                    kinds[cls] = self._wanted(cls, types)
+                kind = kinds[cls]
+                if kind is not None:
+                    if id(value) not in seen:
+                        seen.add(id(value))
+                        yield value, kind, _as_id(name)
+                elif depth < 3 and id(value) not in seen:
+                    inside = _inside(value, cls)
+                    if inside is not None:
+                        seen.add(id(value))
+                        queue.extend((f"{name}.{k}", v, depth + 1) for k, v in inside)
+
+
+def _first_party() -> Iterator[tuple[str, ModuleType]]:
+    for name, module in list(sys.modules.items()):
+        if type(module) is not ModuleType:
+            continue
+        file = module.__dict__.get("__file__")
+        if isinstance(file, str) and is_first_party(file):
+            if name == "__main__":
+                spec = module.__dict__.get("__spec__")
+                name = getattr(spec, "name", None) or os.path.splitext(os.path.basename(file))[0]
+                name = name.removesuffix(".__main__")
+            yield name, module
+
+
+def _items(attributes: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [(k, v) for k, v in list(attributes.items()) if type(k) is str and not k.startswith("__")]
+
+
+def _inside(value: Any, cls: type) -> list[tuple[str, Any]] | None:
+    if cls is dict:
+        return [(k, v) for k, v in list(value.items())[:MAX_ITEMS] if type(k) is str]
+    if cls is list or cls is tuple:
+        return [(str(i), v) for i, v in enumerate(list(value)[:MAX_ITEMS])]
+    dotted = f"{cls.__module__}.{cls.__qualname__}"
+    if dotted in HOLDERS or any(f"{b.__module__}.{b.__qualname__}" in HOLDERS for b in cls.__mro__):
+        found = [(k, v) for k, v in _items(vars(value)) if k in ("state", "_state")]
+        return found if not found or found[0][0] != "_state" else _inside(found[0][1], dict)
+    module = sys.modules.get(cls.__module__)
+    file = getattr(module, "__file__", None) if type(module) is ModuleType else None
+    if isinstance(file, str) and is_first_party(file) and cls is not ModuleType and not issubclass(cls, type):
+        try:
+            return _items(object.__getattribute__(value, "__dict__"))[:MAX_ITEMS]
+        except AttributeError:
+            return None
+    return None
+
+
+def _as_id(name: str) -> str:
+    return "".join(c if c.isascii() and (c.isalnum() or c in "_.:/@+-") else "-" for c in name)[:110]
+
+
+def _unnamed(kind: ResourceTypeMonitor, obj: Any) -> str:
+    identity = kind.identify(obj)
+    stem = identity.name or identity.endpoint or ""
+    return _as_id(f"{kind.resource_type}-{stem}" if stem else kind.resource_type).strip(".:/@+-")

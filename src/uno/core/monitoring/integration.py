@@ -1,0 +1,284 @@
+"""How does a web application get monitoring? ``setup_monitoring(app)`` is enough.
+
+Everything enters the application as one ASGI middleware: it starts and stops the monitor with the application's
+own lifespan, answers the dashboard's and the health endpoint's paths, and names the route on whose behalf
+resources are used. The application's routes are not touched, and win where they are the same.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from uno.core.monitoring.exporters.prometheus import PrometheusExporter
+from uno.core.monitoring.health import MEDIA_TYPE, HealthRegistry, ResourceHealthAdapter
+from uno.core.monitoring.instrumentation import CallScope, scope
+from uno.core.monitoring.monitor import ResourceMonitor
+from uno.core.monitoring.sampler import running_loop
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
+
+__all__ = ["MonitoringMiddleware", "RoutedExporter", "setup_monitoring", "setup_prometheus_exporter"]
+
+log = logging.getLogger("uno.integration")
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class RoutedExporter(PrometheusExporter):
+    """The Prometheus exporter with its web forms: a FastAPI router, or a plain ASGI application."""
+
+    @property
+    def router(self) -> APIRouter:
+        """To be included under a prefix: ``app.include_router(exporter.router, prefix="/metrics")``."""
+        from fastapi import APIRouter, Request, Response
+
+        router = APIRouter()
+
+        def metrics(request: Request) -> Response:
+            body, headers = self.respond(request.headers.get("accept-encoding", ""))
+            return Response(b"" if request.method == "HEAD" else body, headers=headers)
+
+        async def scrape(request: Request) -> Response:
+            return metrics(request)
+
+        scrape.__annotations__ = {"request": Request, "return": Response}
+        router.add_api_route("", scrape, methods=["GET", "HEAD"], include_in_schema=False, response_model=None)
+        return router
+
+    @property
+    def app(self) -> ASGIApp:
+        """The same as an ASGI application, for any framework: ``app.mount("/metrics", exporter.app)``."""
+
+        async def metrics(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] != "http":
+                return
+            headers = dict(scope.get("headers", ()))
+            body, answer = self.respond(headers.get(b"accept-encoding", b"").decode("latin-1"))
+            await _respond(send, 200, body, answer, head=scope["method"] == "HEAD")
+
+        return metrics
+
+
+def setup_prometheus_exporter(resource_monitor: ResourceMonitor) -> RoutedExporter:
+    """An exporter of all metrics of ``resource_monitor``; its ``router`` is a FastAPI APIRouter.
+
+    TypeError when it is given something else.
+    """
+    if not isinstance(resource_monitor, ResourceMonitor):
+        raise TypeError(f"setup_prometheus_exporter takes a ResourceMonitor, not {type(resource_monitor).__name__}")
+    return RoutedExporter(resource_monitor)
+
+
+def setup_monitoring(
+    app: Any,
+    resource_monitor: ResourceMonitor | None = None,
+    *,
+    enable_dashboard: bool = True,
+    dashboard_path: str = "/monitoring/dashboard",
+    health_path: str | None = "/health",
+    health_registry: HealthRegistry | None = None,
+    dependencies: Sequence[Any] | None = None,
+    token: str | None = None,
+    allow_anonymous: bool = False,
+) -> ResourceMonitor:
+    """Monitor an application: dashboard, live stream, JSON API and health. Returns the monitor.
+
+    Without ``resource_monitor``, one is made that discovers everything in the process. It starts and stops with the
+    application. The dashboard asks for a token (``token``, else ``UNO_DASHBOARD_TOKEN``, else one that is made and
+    printed once at the start); ``dependencies=[Depends(...)]`` replaces that by the application's own check, and
+    ``allow_anonymous=True`` lets everybody in. ``health_path=None`` leaves the health endpoint out.
+
+    Raises TypeError for what is no application or no monitor, ValueError for a bad path or when the application is
+    set up already, RuntimeError when it has started.
+    """
+    if not callable(getattr(app, "add_middleware", None)):
+        raise TypeError(f"setup_monitoring takes a FastAPI or Starlette application, not {type(app).__name__}")
+    if resource_monitor is not None and not isinstance(resource_monitor, ResourceMonitor):
+        raise TypeError(f"resource_monitor= is a ResourceMonitor, not {type(resource_monitor).__name__}")
+    for name, path in (("dashboard_path", dashboard_path), ("health_path", health_path)):
+        if path is not None and not (isinstance(path, str) and path.startswith("/") and path.strip("/")):
+            raise ValueError(f"{name} begins with '/' and names something, for example '/monitoring', not {path!r}")
+    if any(getattr(known, "cls", None) is MonitoringMiddleware for known in getattr(app, "user_middleware", ())):
+        raise ValueError("setup_monitoring was called for this application already")
+    monitor = resource_monitor
+    if monitor is None:
+        monitor = ResourceMonitor(discover=True, service=getattr(app, "title", "") or None)
+    if resource_monitor is None:
+        from uno.core.monitoring.anomaly import AnomalyDetector
+
+        monitor.set_anomaly_detector(AnomalyDetector())
+    registry = HealthRegistry() if health_registry is None else health_registry
+    if not registry.adapters:
+        registry.register_adapter(ResourceHealthAdapter(monitor.manager, monitor))
+    dashboard = None
+    if enable_dashboard:
+        from uno.core.monitoring.dashboard import Dashboard
+
+        dashboard = Dashboard(monitor, token=token, dependencies=dependencies, allow_anonymous=allow_anonymous)
+    app.add_middleware(
+        MonitoringMiddleware,
+        monitor=monitor,
+        registry=registry,
+        health_path=None if health_path is None else health_path.rstrip("/"),
+        dashboard=dashboard,
+        dashboard_path=dashboard_path.rstrip("/"),
+        routes=lambda: getattr(app, "routes", ()),
+    )
+    return monitor
+
+
+class RouteScope(CallScope):
+    """The route that a request is for; it is known once the application's router has run."""
+
+    __slots__ = ("_scope",)
+
+    def __init__(self, scope: Scope) -> None:
+        self._name, self._make, self._scope = "", None, scope
+
+    @property
+    def name(self) -> str:
+        """ "GET /orders/{id}"; the template, never the path itself, which is without bound."""
+        if not self._name:
+            route = self._scope.get("route")
+            path = getattr(route, "path_format", None) or getattr(route, "path", None)
+            method = self._scope.get("method", "WEBSOCKET")
+            if path is None:
+                endpoint = self._scope.get("endpoint")
+                if endpoint is None:
+                    return f"{method} (no route yet)"
+                path = getattr(endpoint, "__qualname__", type(endpoint).__name__)
+            mount = self._scope.get("app_root_path", self._scope.get("root_path", ""))
+            root = self._scope.get("root_path", "")
+            inner = root[len(mount) :] if root.startswith(mount) else ""
+            self._name = f"{method} {inner}{path}"
+        return self._name
+
+
+class MonitoringMiddleware:
+    """See the module."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        monitor: ResourceMonitor,
+        registry: HealthRegistry,
+        health_path: str | None,
+        dashboard: Any,
+        dashboard_path: str,
+        routes: Callable[[], Sequence[Any]],
+    ) -> None:
+        self._app = app
+        self._monitor, self._registry = monitor, registry
+        self._health_path, self._dashboard, self._dashboard_path = health_path, dashboard, dashboard_path
+        self._routes = routes
+        self._own: dict[str, bool] = {}
+        self._started = False
+
+    async def __call__(self, scope_: Scope, receive: Receive, send: Send) -> None:
+        kind = scope_["type"]
+        if kind == "lifespan":
+            await self._lifespan(scope_, receive, send)
+            return
+        if kind not in ("http", "websocket"):
+            await self._app(scope_, receive, send)
+            return
+        if not self._started:  # mounted somewhere, where no lifespan comes through
+            self._start()
+        if kind == "http":
+            path, root = scope_["path"], scope_.get("root_path", "")
+            if root and path.startswith(root):
+                path = path[len(root) :]
+            if path == self._health_path and self._is_ours(path):
+                await self._health(scope_, send)
+                return
+            base = self._dashboard_path
+            if self._dashboard is not None and (path == base or path.startswith(base + "/")) and self._is_ours(base):
+                await self._to_dashboard(scope_, receive, send)
+                return
+        token = scope.set(RouteScope(scope_))
+        try:
+            await self._app(scope_, receive, send)
+        finally:
+            scope.reset(token)
+
+    def _is_ours(self, path: str) -> bool:
+        """Whether the application has no route of its own at ``path``; a catch-all is none."""
+        known = self._own.get(path)
+        if known is None:
+            taken = any(str(getattr(route, "path", "")).rstrip("/") == path for route in self._routes())
+            known = self._own[path] = not taken
+            if taken:
+                log.warning("the application has a route %s of its own: uno's is not served there", path)
+        return known
+
+    def _start(self) -> None:
+        self._started = True
+        loop = running_loop()
+        self._registry.loop = loop
+        if loop is not None:
+            self._monitor.bind_loop(loop)
+        try:
+            self._monitor.start()
+        except Exception:
+            log.exception("monitoring could not start; the application goes on without it")
+        if self._dashboard is not None:
+            self._dashboard.announce(self._dashboard_path)
+
+    async def _lifespan(self, scope_: Scope, receive: Receive, send: Send) -> None:
+        async def receiving() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                self._start()  # before the application's own startup, so that it sees what is made there
+            return message
+
+        async def sending(message: Message) -> None:
+            if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed", "lifespan.startup.failed"):
+                self._stop()
+            await send(message)
+
+        await self._app(scope_, receiving, sending)
+
+    def _stop(self) -> None:
+        self._started = False
+        try:
+            if self._dashboard is not None:
+                self._dashboard.close()
+            self._registry.close()
+            self._monitor.stop()
+        except Exception:
+            log.exception("monitoring did not stop cleanly")
+
+    async def _health(self, scope_: Scope, send: Send) -> None:
+        if scope_["method"] not in ("GET", "HEAD"):
+            await _respond(send, 405, b"", {"allow": "GET, HEAD"})
+            return
+        report = self._registry.report()
+        body = json.dumps(report.to_dict()).encode()
+        headers = {"content-type": MEDIA_TYPE, "cache-control": "no-store"}
+        await _respond(send, report.http_status, body, headers, head=scope_["method"] == "HEAD")
+
+    async def _to_dashboard(self, scope_: Scope, receive: Receive, send: Send) -> None:
+        root = scope_.get("root_path", "")
+        inner = dict(scope_)
+        # In ASGI the path includes the root path; a server behind a prefix-stripping proxy leaves it out.
+        if root and not scope_["path"].startswith(root):
+            inner["path"] = root + scope_["path"]
+        inner["root_path"] = root + self._dashboard_path
+        inner.pop("app", None)
+        await self._dashboard.app(inner, receive, send)
+
+
+async def _respond(send: Send, status: int, body: bytes, headers: dict[str, str], *, head: bool = False) -> None:
+    pairs = [(key.encode("latin-1"), value.encode("latin-1")) for key, value in headers.items()]
+    pairs.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": pairs})
+    await send({"type": "http.response.body", "body": b"" if head else body})

@@ -1,0 +1,662 @@
+"""How do clock, store and readers come together?
+
+ResourceMonitor wires the parts and holds none of their logic: the sampler reads, the store freezes, the history
+keeps, alerts and anomalies judge, health sums up; everything that shows something reads the last tick.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from uno.core.monitoring.alerts import Alert, AlertBook
+from uno.core.monitoring.aliases import Aliases
+from uno.core.monitoring.anomaly_watch import AnomalyWatch
+from uno.core.monitoring.clock import Clock
+from uno.core.monitoring.collection import PING_SECONDS, Collection
+from uno.core.monitoring.dependencies import Callers
+from uno.core.monitoring.discovery import Discovery
+from uno.core.monitoring.health import Health, HealthBook
+from uno.core.monitoring.instrumentation import Stat, describe_site, failures
+from uno.core.monitoring.metrics import CounterCell, Counter, Gauge, Histogram, Metric, MetricError, Spec
+from uno.core.monitoring.names import STANDARD, resolve, short_names
+from uno.core.monitoring.resource_types import Recogniser, load
+from uno.core.monitoring.resource_types.event_loop import LoopTarget
+from uno.core.monitoring.resource_types.file_handle import FileTarget
+from uno.core.monitoring.resource_types.process import ProcessTarget
+from uno.core.monitoring.sampler import Sampler, running_loop
+from uno.core.monitoring.series import Batch, SeriesStore
+from uno.core.monitoring.thresholds import AlertLevel, Threshold
+from uno.core.monitoring.type_monitor import ResourceTypeMonitor
+from uno.core.resources import Resource, ResourceManager
+from uno.core.resources.errors import near
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from uno.core.monitoring.anomaly import AnomalyDetector
+    from uno.core.monitoring.graph import DependencyGraph
+    from uno.core.monitoring.history import History
+    from uno.core.monitoring.report import Report
+
+log = logging.getLogger("uno.monitor")
+
+#: The resource that stands for the monitor itself.
+SELF = "uno"
+NAMES_EVERY = 5.0
+
+M = TypeVar("M", Counter, Gauge, Histogram)
+C = TypeVar("C", bound=Callable[[Alert], object])
+
+
+class UnknownMetricError(KeyError):
+    """The resource has no metric of this name; the message names near ones."""
+
+    def __init__(self, resource: str, metric: object, known: list[str]) -> None:
+        self.resource, self.metric = resource, metric
+        hint = near(metric, known) if isinstance(metric, str) else ""
+        self._message = f"{resource!r} has no metric {metric!r}.{hint}"
+        super().__init__(self._message)
+
+    def __str__(self) -> str:
+        return self._message
+
+
+class Reading(NamedTuple):
+    """One series at the last tick. ``stats`` holds its statistics by name, None for a gap."""
+
+    resource: str
+    metric: str
+    labels: dict[str, str]
+    kind: str
+    unit: str
+    stats: dict[str, float | None]
+
+
+class Holder(NamedTuple):
+    """Who holds (or, ``waiting``, waits for) slots of a resource. ``since`` is Unix seconds of the oldest."""
+
+    site: str
+    caller: str
+    since: float
+    slots: int
+    waiting: bool
+
+
+class ResourceMonitor:
+    """Watches the resources of a manager.
+
+    ``interval`` is the time between two ticks in seconds. ``collect_timeout`` (seconds, by default half the
+    interval, at most 5) bounds one collection. ``history`` keeps the samples; by default an hour second by second
+    and a week in five minutes, in memory. ``discover=True`` is ``discover_all_resources()`` at the start.
+
+    start() and stop() may be called repeatedly, from any thread, inside and outside of an event loop; the monitor is
+    also a context manager.
+    """
+
+    def __init__(
+        self,
+        resource_manager: ResourceManager | None = None,
+        *,
+        interval: float = 1.0,
+        collect_timeout: float | None = None,
+        history: History | None = None,
+        discover: bool = False,
+        service: str | None = None,
+    ) -> None:
+        if not (isinstance(interval, (int, float)) and 0.01 <= interval <= 3600):
+            raise ValueError(f"interval is 0.01 to 3600 seconds, not {interval!r}")
+        if resource_manager is not None and not isinstance(resource_manager, ResourceManager):
+            raise TypeError(f"ResourceMonitor takes a ResourceManager, not {type(resource_manager).__name__}")
+        self.manager = ResourceManager() if resource_manager is None else resource_manager
+        self.interval = float(interval)
+        self.collect_timeout = min(5.0, self.interval / 2) if collect_timeout is None else float(collect_timeout)
+        self.service = service or os.environ.get("OTEL_SERVICE_NAME") or ""
+        self.clock = Clock()
+        self.started = self.clock.now()
+        self.store = SeriesStore()
+        self.alerts = AlertBook(self.store, interval=self.interval)
+        self.health = HealthBook(interval=self.interval, ping_interval=PING_SECONDS)
+        self.detector: AnomalyDetector | None = None
+        self.tick_seconds = 0.0
+        kinds = self.manager.kinds
+        self.kinds = kinds if isinstance(kinds, Recogniser) else load()
+        self.discovery = Discovery(self.manager, self.kinds)
+        self._history = history
+        self._discover = discover
+        self._aliases = Aliases(self.store)
+        self._sampler = Sampler(interval=self.interval, tick=self.tick, workers=self.manager.workers)
+        self.collection = Collection(
+            self.manager, self.store, self.health, self.clock, timeout=self.collect_timeout
+        )
+        self.callers = Callers()
+        self._metrics: dict[tuple[str, str], Metric[Any]] = {}
+        self._installed: dict[int, list[Callable[[], None]]] = {}
+        self._listeners: tuple[Callable[[], None], ...] = ()
+        self._anomalies: AnomalyWatch | None = None
+        self._cpu = CounterCell()
+        self._names_at = 0.0
+        self._lock = threading.RLock()
+        self._tick_lock = threading.RLock()
+        self._built_in: list[Resource] = []
+        self._set_default_thresholds()
+        self.manager.listen(_weak_listener(self))
+        for resource in self.manager:
+            self._added(resource)
+        _MONITORS.add(self)
+
+    # -- life ------------------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> bool:
+        """Whether the monitor ticks by itself."""
+        return self._sampler.running
+
+    @property
+    def history(self) -> History:
+        """Where the samples are kept."""
+        if self._history is None:
+            from uno.core.monitoring.history.memory import MemoryHistory
+
+            self._history = MemoryHistory()
+        return self._history
+
+    def start(self) -> None:
+        """Begin to tick. Does nothing when that is so already."""
+        with self._lock:
+            if self.running:
+                return
+            loop = running_loop()
+            if loop is not None:
+                self.bind_loop(loop)
+            self._register_built_in()
+            if self._discover:
+                self.discover_all_resources()
+            self._sampler.start()
+            atexit.register(self.stop)
+
+    def stop(self) -> None:
+        """Stop ticking within 2 s, take every hook off, end every thread. What was recorded stays readable."""
+        with self._lock:
+            atexit.unregister(self.stop)
+            was_running = self.running
+            self._sampler.stop()
+            for undos in self._installed.values():
+                for undo in undos:
+                    undo()
+            self._installed.clear()
+            self._sampler.pulses = ()
+            if was_running:  # the last values would otherwise be shown for ever
+                with self._tick_lock:
+                    self.store.blank_all()
+                    self.store.tick(self.clock.now())
+            for resource in [r for r in self._built_in if isinstance(r.target, LoopTarget)]:
+                if resource in self.manager:
+                    self.manager.unregister(resource)
+            self._built_in = [r for r in self._built_in if r in self.manager]
+            self.alerts.shutdown()
+            self.manager.workers.close()
+
+    def __enter__(self) -> ResourceMonitor:
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def bind_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Make ``loop`` the home of resources that name no other, and watch its lag."""
+        self.collection.app_loop = loop
+        for resource in self._built_in:
+            target = resource.target
+            if isinstance(target, LoopTarget) and target.loop is loop:
+                return
+        self._built_in.append(self.manager.register(LoopTarget(loop), id=self._free("event-loop"), loop=loop))
+
+    def _register_built_in(self) -> None:
+        for make, id in ((ProcessTarget, "process"), (FileTarget, "process-files")):
+            if not any(type(r.target) is make for r in self.manager):
+                self._built_in.append(self.manager.register(make(), id=self._free(id)))
+
+    def _free(self, id: str) -> str:
+        number, free = 1, id
+        while free in self.manager:
+            number += 1
+            free = f"{id}-{number}"
+        return free
+
+    # -- resources come and go -------------------------------------------------------------------------
+
+    def discover_resources(self, resource_type: str) -> list[Resource]:
+        """Find the resources of one type that live in the process, and watch for more while the monitor runs.
+
+        Returns those that are new. UnknownResourceTypeError names the known types.
+        """
+        return self.discovery.scan(resource_type)
+
+    def discover_all_resources(self) -> list[Resource]:
+        """As discover_resources, for all types."""
+        return self.discovery.scan()
+
+    def register_type_monitor(self, type_monitor: ResourceTypeMonitor) -> None:
+        """Let ``type_monitor`` watch all resources of its type, those there are and those to come.
+
+        Raises TypeError when it is no ResourceTypeMonitor, ValueError when it is registered already, MetricError for
+        metrics that cannot be.
+        """
+        if not isinstance(type_monitor, ResourceTypeMonitor):
+            raise TypeError(f"a ResourceTypeMonitor is needed, not {type(type_monitor).__name__}")
+        with self._lock:
+            monitors = self.collection.type_monitors
+            if any(known is type_monitor for known in monitors):
+                raise ValueError(f"this {type(type_monitor).__name__} is registered already")
+            type_monitor.ensure_set_up()
+            monitors.append(type_monitor)
+            for metric, threshold in type_monitor.thresholds:
+                self.alerts.set(None, type_monitor.resource_type, metric, threshold, default=True)
+            for resource in self.manager:
+                if resource.type == type_monitor.resource_type:
+                    self.collection.plan(resource)
+
+    def _set_default_thresholds(self) -> None:
+        for kind in self.kinds.kinds:
+            for metric, threshold in kind.thresholds:
+                self.alerts.set(None, kind.resource_type, metric, threshold, default=True)
+
+    def _added(self, resource: Resource) -> None:
+        self.health.watch(resource.id)
+        self.collection.plan(resource)
+        target = resource.target
+        watch = getattr(target, "watch", None) if isinstance(target, LoopTarget) else None
+        if watch is not None:
+            self._sampler.pulses = (*self._sampler.pulses, lambda: watch(time.monotonic()))
+
+    def _removed(self, resource: Resource) -> None:
+        with self._lock:
+            self.collection.forget(resource)
+            for key in [key for key in self._metrics if key[0] == resource.id]:
+                self._metrics.pop(key).watch(None)
+            self._aliases.forget(resource.id)
+        self.store.remove(resource.id)
+        self.health.forget(resource.id)
+
+    # -- metrics ---------------------------------------------------------------------------------------
+
+    def add_metric(self, resource_id: str, metric: M, *, read: Callable[[], Any] | None = None) -> M:
+        """Keep ``metric`` (a Counter, Gauge or Histogram) for a resource and return it, to be recorded to.
+
+        A name that the resource's type knows (``connection_pool_usage``, ``query_duration``, every standard name) is
+        fed by the type, and its labels are filled. ``read`` (sync or async, without arguments) is asked for the
+        value on each tick, off the application's threads.
+
+        Raises UnknownResourceError, TypeError when ``metric`` is none, MetricError when the name is taken, or
+        belongs to another kind of metric, or nothing fills a label.
+        """
+        resource = self.manager.get(resource_id)
+        if not isinstance(metric, Metric):
+            raise TypeError(f"add_metric takes a Counter, Gauge or Histogram, not {type(metric).__name__}")
+        name, spec = metric.name, metric.spec
+        with self._lock:
+            if (resource.id, name) in self._metrics:
+                raise MetricError(f"{resource.id!r} has a metric {name!r} already; use that one, or another name")
+            for (other, used), known in self._metrics.items():
+                if known is metric:
+                    raise MetricError(f"this {name!r} belongs to {other!r}; make one metric for each resource")
+                if used == name and known.kind != metric.kind:
+                    raise MetricError(f"{name!r} of {other!r} is a {known.kind}: one name, one kind of metric")
+            if read is not None:
+                if not callable(read):
+                    raise TypeError(f"read= is a function without arguments, not {type(read).__name__}")
+                if spec.labels:
+                    raise MetricError(f"read= gives one number; {name!r} has the labels {list(spec.labels)}")
+                if metric.kind == "histogram":
+                    raise MetricError("read= gives one number a tick; a histogram is recorded to with observe()")
+                self.collection.add_read(resource, spec, read)
+            else:
+                source = self._specs(resource).get(resolve(name, resource.type))
+                if source is not None:
+                    if metric.kind == "histogram" != source.kind or (metric.kind == "counter" and source.kind == "gauge"):
+                        raise MetricError(f"{name!r} of a {resource.type} is a {source.kind}, not a {metric.kind}")
+                    if source.name != name:
+                        self._aliases.add(resource, metric, source.name, source.labels)
+                else:
+                    self.store.attach(resource.id, metric)
+            self._metrics[resource.id, name] = metric
+        return metric
+
+    def _specs(self, resource: Resource) -> dict[str, Spec]:
+        """The metrics that type monitors declare for a resource."""
+        found: dict[str, Spec] = {}
+        for type_monitor in self.collection.monitors_of(resource):
+            found.update(type_monitor.specs)
+        return found
+
+    def resolve(self, resource_id: str | None, name: str, *, resource_type: str = "") -> str:
+        """The model's name for a metric that may be named short, as Prometheus does, or verbatim.
+
+        UnknownMetricError, with near matches, when the resource's type cannot have it; custom resources may have any.
+        """
+        if not isinstance(name, str) or not name:
+            raise UnknownMetricError(str(resource_id or resource_type), name, [])
+        resource = None if resource_id is None else self.manager.get(resource_id)
+        type = resource.type if resource is not None else resource_type
+        specs: dict[str, Spec] = {}
+        if resource is not None:
+            specs = self._specs(resource)
+        else:
+            for type_monitor in (*self.kinds.kinds, *self.collection.type_monitors):
+                if type_monitor.resource_type == type:
+                    specs.update(type_monitor.specs)
+        model = resolve(name, type)
+        if model in specs:
+            return model
+        if any(key[1] == name and key[0] == (resource_id or key[0]) for key in self._metrics):
+            return name
+        if self.store.select(resource_id, model):
+            return model
+        if not specs:
+            return name  # a custom resource: its numbers are known when it has been read
+        known = [*specs, *(short for spec in specs for short in short_names(spec, type))]
+        known += [s.metric.name for s in self.store.select(resource_id)] if resource_id else []
+        raise UnknownMetricError(resource_id or type, name, known)
+
+    def read(
+        self, resource_id: str, metric: str, labels: Mapping[str, str] | None = None, *, stat: str | None = None
+    ) -> float | None:
+        """The value of a metric at the last tick; None for a gap, or before the first tick.
+
+        ``stat`` chooses the statistic: "value" of a gauge, "rate" (default) or "total" of a counter, "p95" (default),
+        "mean", "max", "rate", "count" or "sum" of a histogram. Raises UnknownResourceError, UnknownMetricError,
+        and MetricError when several series fit and ``labels`` does not choose.
+        """
+        name = self.resolve(resource_id, metric)
+        found = [
+            s
+            for s in self.store.select(resource_id, name)
+            if not labels or all(_label_fits(s.label_map, k, v) for k, v in labels.items())
+        ]
+        if len(found) > 1:
+            options = "; ".join(", ".join(f"{k}={v}" for k, v in s.label_map.items()) for s in found[:6])
+            raise MetricError(f"{metric!r} of {resource_id!r} has {len(found)} series, choose with labels=: {options}")
+        return self.store.value(found[0], stat) if found else None
+
+    def series(self, resource_id: str | None = None, metric: str | None = None) -> list[Reading]:
+        """The series of a resource, of a metric, of both, or all, with their statistics at the last tick."""
+        if resource_id is not None:
+            self.manager.get(resource_id)
+        name = metric if metric is None or resource_id is None else self.resolve(resource_id, metric)
+        if metric is not None and resource_id is None:
+            name = next((model for r in self.manager if (model := resolve(metric, r.type)) in STANDARD), metric)
+        return [
+            Reading(s.resource, s.metric.name, s.label_map, s.metric.kind, s.metric.unit, self.store.stats(s))
+            for s in self.store.select(resource_id, name)
+        ]
+
+    # -- levels ----------------------------------------------------------------------------------------
+
+    def set_threshold(
+        self,
+        resource_id: str | None = None,
+        metric_name: str | None = None,
+        threshold: Threshold | None = None,
+        *,
+        resource_type: str | None = None,
+    ) -> None:
+        """Alert when a metric of a resource, or of all resources of a type, passes a level.
+
+        Replaces what was set before, defaults included; ``threshold=None`` keeps a default from applying. Raises
+        UnknownResourceError, UnknownMetricError, TypeError.
+        """
+        if (resource_id is None) == (resource_type is None):
+            raise TypeError("set_threshold takes resource_id= or resource_type=, one of the two")
+        if metric_name is None:
+            raise TypeError("set_threshold needs metric_name=, for example 'connection_pool_usage'")
+        if threshold is not None and not isinstance(threshold, Threshold):
+            raise TypeError(f"threshold= is a Threshold, not {type(threshold).__name__}")
+        name = self.resolve(resource_id, metric_name, resource_type=resource_type or "")
+        self.alerts.set(resource_id, resource_type, name, threshold)
+
+    def on_alert(self, callback: C) -> C:
+        """Call ``callback(alert)`` when an alert fires, changes its level or is resolved; usable as a decorator.
+
+        Callbacks run on a thread of their own; what they raise is logged and goes no further.
+        """
+        return self.alerts.on_alert(callback)
+
+    def level_of(self, resource_id: str) -> AlertLevel:
+        """The worst level that fires on a resource."""
+        return self.alerts.level(resource_id)
+
+    def health_of(self, resource_id: str) -> Health:
+        """The health of a resource, from memory. UnknownResourceError when there is none."""
+        self.manager.get(resource_id)
+        return self.health.health(resource_id, self.clock.now())
+
+    # -- who and why -----------------------------------------------------------------------------------
+
+    def stat_of(self, resource: Resource) -> Stat | None:
+        """What hooks have recorded of a resource, None where there are none."""
+        target = resource.target
+        driver = resource.driver
+        return driver.stat(target) if isinstance(driver, ResourceTypeMonitor) and target is not None else None
+
+    def holders(self, resource_id: str) -> list[Holder]:
+        """Who holds the slots of a resource now and who waits for one: the most first, holders before waiters."""
+        stat = self.stat_of(self.manager.get(resource_id))
+        if stat is None:
+            return []
+        offset = self.clock.now() - time.monotonic()
+        found: list[Holder] = []
+        for waiting, holds in ((False, stat.holds), (True, stat.waiters)):
+            groups: dict[tuple[str, str], list[float]] = {}
+            for hold in list(holds.values()):
+                groups.setdefault((describe_site(hold.site), hold.caller), []).append(hold.since)
+            found += sorted(
+                (Holder(site, caller, min(s) + offset, len(s), waiting) for (site, caller), s in groups.items()),
+                key=lambda holder: (-holder.slots, holder.since),
+            )
+        return found
+
+    def _explain(self, resource_id: str, metric: str) -> str:
+        resource = self.manager.get(resource_id)
+        target = resource.target
+        if target is None or not isinstance(resource.driver, ResourceTypeMonitor):
+            return ""
+        return resource.driver.explain(target, metric)
+
+    # -- anomalies -------------------------------------------------------------------------------------
+
+    def set_anomaly_detector(self, detector: AnomalyDetector | None) -> None:
+        """Let ``detector`` watch the main metric of each resource, and those that are configured. None: no more."""
+        with self._lock:
+            self.detector = detector
+            self._anomalies = None if detector is None else AnomalyWatch(self, detector)
+
+    def configure_anomaly_detection(
+        self,
+        resource_id: str,
+        metric_name: str,
+        sensitivity: float | None = None,
+        training_period: timedelta | None = None,
+    ) -> None:
+        """Choose how subtle an anomaly of a metric may be (``sensitivity`` 0 to 1) and how long it remembers.
+
+        Makes a detector when none was set. Raises UnknownResourceError, UnknownMetricError, ValueError.
+        """
+        name = self.resolve(resource_id, metric_name)
+        if self._anomalies is None:
+            from uno.core.monitoring.anomaly import AnomalyDetector
+
+            self.set_anomaly_detector(AnomalyDetector())
+        assert self._anomalies is not None
+        self._anomalies.configure(resource_id, name, sensitivity, training_period)
+
+    # -- reports and maps ------------------------------------------------------------------------------
+
+    def generate_report(
+        self,
+        resource_type: str | None = None,
+        start_time: datetime | None = None,
+        end_time: datetime | None = None,
+        *,
+        resource_id: str | None = None,
+    ) -> Report:
+        """What happened between two times (by default the last hour), of all resources, a type or one.
+
+        A naive datetime means local time. Raises ValueError when the start is not before the end or only one of the
+        two has a time zone, UnknownResourceTypeError, UnknownResourceError.
+        """
+        from uno.core.monitoring.report import build_report
+
+        return build_report(self, resource_type, start_time, end_time, resource_id=resource_id)
+
+    def generate_dependency_graph(self) -> DependencyGraph:
+        """Who uses what: declared dependencies and the calls that were seen, from routes and tasks to servers."""
+        from uno.core.monitoring.dependencies import build_graph
+
+        return build_graph(self)
+
+    # -- the tick --------------------------------------------------------------------------------------
+
+    def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call ``listener()`` after each tick, on the monitor's thread; it must return at once. Returns what ends it."""
+        with self._lock:
+            self._listeners = (*self._listeners, listener)
+
+        def unsubscribe() -> None:
+            with self._lock:
+                self._listeners = tuple(known for known in self._listeners if known is not listener)
+
+        return unsubscribe
+
+    def tick(self) -> None:
+        """Read every resource and freeze all series at one time. The monitor's thread does it; tests may."""
+        with self._tick_lock:
+            began, cpu = time.perf_counter(), time.thread_time()
+            self._install_hooks()
+            self._discover_new()
+            self._sampler.run(list(self.collection.jobs.values()))
+            now = self.clock.now()
+            self._aliases.feed()
+            self._watch_self()
+            frame = self.store.tick(now)
+            self.history.append(frame)
+            resources = {resource.id: resource.type for resource in self.manager}
+            changes = self.alerts.evaluate(frame, resources, self._explain)
+            if self._anomalies is not None:
+                changes += self._anomalies.step(frame)
+            self.health.update(now, self.alerts.firing())
+            self.alerts.deliver(changes)
+            self.callers.step(now, self.manager, self.stat_of)
+            for listener in self._listeners:
+                try:
+                    listener()
+                except Exception:
+                    log.exception("a listener failed")
+            self.tick_seconds = time.perf_counter() - began
+            self._cpu.value += time.thread_time() - cpu
+
+    def freeze(self) -> None:
+        """Freeze what the application recorded, touching no resource; for readers while the monitor does not run."""
+        if not self.running and self._tick_lock.acquire(timeout=0.1):
+            try:
+                self.store.tick(self.clock.now())
+            finally:
+                self._tick_lock.release()
+
+    def _install_hooks(self) -> None:
+        for number, kind in enumerate(self.kinds.kinds):
+            if number not in self._installed and kind.ready():
+                try:
+                    self._installed[number] = kind.install()
+                except Exception as error:  # noqa: BLE001 - an unknown shape of a library: read only
+                    self._installed[number] = []
+                    failures(f"{type(kind).__name__}.install", error)
+
+    def _discover_new(self) -> None:
+        self.manager.sweep()
+        if self.discovery.types is None or self.discovery.types:
+            now = time.monotonic()
+            names = now - self._names_at >= NAMES_EVERY
+            if names:
+                self._names_at = now
+            self.discovery.follow(names=names)
+
+    def _watch_self(self) -> None:
+        batch = Batch(SELF)
+        put = batch.put
+        put(STANDARD["uno.monitor.tick.duration"], self.tick_seconds)
+        put(STANDARD["uno.monitor.cpu.time"], self._cpu)
+        put(STANDARD["uno.monitor.series"], len(self.store))
+        put(STANDARD["uno.monitor.history.size"], self.history.stats().bytes)
+        put(STANDARD["uno.monitor.missed_ticks"], self._sampler.missed)
+        put(STANDARD["uno.hook.failures"], failures.cell)
+        for (resource, reason), cell in list(self.collection.failures.items()):
+            put(STANDARD["uno.collect.failures"], cell, {"target": resource, "reason": reason})
+        self.store.commit(batch)
+
+    def cpu_ratio(self) -> float | None:
+        """Cores that monitoring uses on its own threads, at the last tick."""
+        found = self.store.select(SELF, "uno.monitor.cpu.time")
+        return self.store.value(found[0], "rate") if found else None
+
+    # -- fork ------------------------------------------------------------------------------------------
+
+    def reinit_after_fork(self) -> None:
+        """In a forked child: renew the locks and, when the parent's monitor ran, run here too."""
+        was_running = self._sampler.was_running_before_fork()
+        self._lock, self._tick_lock = threading.RLock(), threading.RLock()
+        for part in (self.manager, self.store, self.alerts, self.collection, self._sampler):
+            part.reinit_after_fork()
+        if self._history is not None and hasattr(self._history, "reinit_after_fork"):
+            self._history.reinit_after_fork()
+        self.store.frame = None
+        self._listeners = ()
+        for resource in [r for r in self.manager if isinstance(r.target, LoopTarget)]:
+            self.manager.unregister(resource)  # the parent's loop does not run here
+        self._built_in = [r for r in self._built_in if r in self.manager]
+        for metric in self._metrics.values():
+            metric.reinit_after_fork()
+        if was_running:
+            self._sampler.start()
+
+
+def _label_fits(labels: Mapping[str, str], name: str, value: str) -> bool:
+    return any(value == v and name in (k, k.rsplit(".", 1)[-1]) for k, v in labels.items())
+
+
+def _weak_listener(monitor: ResourceMonitor) -> Callable[[str, Resource], None]:
+    reference = weakref.ref(monitor)
+
+    def listen(event: str, resource: Resource) -> None:
+        living = reference()
+        if living is not None:
+            if event == "added":
+                living._added(resource)
+            else:
+                living._removed(resource)
+
+    return listen
+
+
+#: At-fork handlers cannot be taken back, so there is one for the process, which knows the living monitors weakly.
+_MONITORS: weakref.WeakSet[ResourceMonitor] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for monitor in list(_MONITORS):
+        try:
+            monitor.reinit_after_fork()
+        except Exception:
+            log.exception("monitoring could not be resumed after fork")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

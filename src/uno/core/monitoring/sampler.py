@@ -1,0 +1,374 @@
+"""Who reads the resources, when, and what if one of them hangs?
+
+The clock is a thread of its own. It never runs a line of the application: what is async runs on its home
+loop, what may block runs on a worker thread, and both have a deadline after which they are abandoned: the
+answer, should it ever come, is discarded. Only uno's own collectors, which read memory, run on the clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Literal
+
+from uno.core.resources.workers import OverloadedError, Workers
+
+if TYPE_CHECKING:
+    import asyncio
+
+log = logging.getLogger("uno.sampler")
+
+Mode = Literal["inline", "worker", "loop"]
+PULSE = 0.1
+STUCK = 5.0
+
+
+class Job:
+    """Something that is done each tick, or each ``every`` seconds, for one resource. A tick does not wait for
+    ``background`` jobs; their results are taken by a later one.
+
+    States: idle -> in flight -> idle. A job that passed its deadline stays in flight until its call really
+    ends, so that a hung resource holds one call and not one more each tick.
+    """
+
+    __slots__ = (
+        "background", "done", "every", "failures", "in_flight", "label", "loop", "mode", "not_before", "reason", "run", "started",
+        "task", "timeout", "token",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        label: str,
+        run: Callable[[], Any],
+        done: Callable[[Any, BaseException | None, str], None],
+        *,
+        mode: Mode,
+        timeout: float,
+        loop: Callable[[], asyncio.AbstractEventLoop | None] | None = None,
+        every: float = 0.0,
+        background: bool = False,
+    ) -> None:
+        self.background = background
+        self.label, self.run, self.done = label, run, done
+        self.mode, self.timeout, self.loop, self.every = mode, timeout, loop, every
+        self.in_flight = False
+        self.token = 0
+        self.failures = 0
+        self.not_before = 0.0
+        self.started = 0.0
+        self.reason = ""
+        self.task: Any = None
+
+
+class LoopUnavailableError(RuntimeError):
+    """The home loop of a resource is closed or does not run."""
+
+
+class Sampler:
+    """The clock: calls ``tick`` each ``interval`` seconds on its own thread, and runs jobs within it."""
+
+    def __init__(self, *, interval: float, tick: Callable[[], None], workers: Workers) -> None:
+        self.interval = interval
+        self.missed = 0
+        self.pulses: tuple[Callable[[], None], ...] = ()
+        self._tick = tick
+        self._workers = workers
+        self._own = OwnLoop()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = threading.RLock()
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._background: dict[Job, float] = {}
+        self._results: deque[tuple[Job, int, Any, BaseException | None]] = deque()
+        self._thread: threading.Thread | None = None
+
+    def was_running_before_fork(self) -> bool:
+        """Whether the parent's clock ticked: its thread object is here, the thread is not."""
+        return self._thread is not None and not self._stop.is_set()
+
+    def reinit_after_fork(self) -> None:
+        """Begin anew in a forked child, where the thread does not exist."""
+        self._reset()
+        self._own = OwnLoop()
+
+    # -- the thread ------------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> bool:
+        """Whether the clock ticks."""
+        thread = self._thread
+        return thread is not None and thread.is_alive() and not self._stop.is_set()
+
+    def start(self) -> None:
+        """Start the thread; nothing happens when it runs."""
+        with self._lock:
+            if self.running:
+                return
+            self._stop = threading.Event()
+            self._thread = threading.Thread(target=self._main, args=(self._stop,), name="uno-monitor", daemon=True)
+            self._thread.start()
+
+    def stop(self, timeout: float = 2.0) -> None:
+        """End the thread; waits ``timeout`` seconds at most. Nothing happens when it does not run."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+            self._stop.set()
+            self._wake.set()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+        self._own.close()
+
+    def _main(self, stop: threading.Event) -> None:
+        due = time.monotonic()
+        while not stop.is_set():
+            try:
+                self._tick()
+            except Exception:
+                log.exception("a tick failed; the next one is due in %g s", self.interval)
+            due += self.interval
+            late = time.monotonic() - due
+            if late > 0:  # what was missed is skipped, never caught up in a bunch
+                skipped = int(late // self.interval) + 1
+                self.missed += skipped
+                due += skipped * self.interval
+            while not stop.is_set() and (left := due - time.monotonic()) > 0:
+                stop.wait(min(left, PULSE) if self.pulses else left)
+                self._pulse()
+
+    def _pulse(self) -> None:
+        for pulse in self.pulses:
+            try:
+                pulse()
+            except Exception:
+                log.exception("a watch failed")
+
+    # -- one round of jobs -----------------------------------------------------------------------------
+
+    def run(self, jobs: Iterable[Job]) -> None:
+        """Do all jobs that are due, and return when each is done or past its deadline."""
+        now = time.monotonic()
+        open_jobs: dict[Job, float] = {}
+        self._take_results(open_jobs)
+        self._enforce(self._background, now)
+        by_loop: dict[Any, list[Job]] = {}
+        for job in jobs:
+            if job.in_flight:
+                continue
+            if now < job.not_before:
+                continue
+            job.token += 1
+            job.started = now
+            job.not_before = now + job.every if job.every else 0.0
+            if job.mode == "inline":
+                self._inline(job)
+                continue
+            job.in_flight = True
+            (self._background if job.background else open_jobs)[job] = now + job.timeout
+            if job.mode == "worker":
+                self._submit(job)
+            else:
+                loop = job.loop() if job.loop is not None else None
+                by_loop.setdefault(loop or self._own.get(), []).append(job)
+        for loop, group in by_loop.items():
+            self._launch(loop, group)
+        pulse_at = now + PULSE
+        while open_jobs:
+            self._take_results(open_jobs)
+            if not open_jobs or self._stop.is_set():
+                break
+            now = time.monotonic()
+            self._enforce(open_jobs, now)
+            if self.pulses and now >= pulse_at:
+                self._pulse()
+                pulse_at = now + PULSE
+            if open_jobs:
+                self._wake.wait(min(PULSE, max(0.0, min(open_jobs.values()) - now)))
+                self._wake.clear()
+        self._own.check()
+
+    def _enforce(self, open_jobs: dict[Job, float], now: float) -> None:
+        for job in [job for job, deadline in open_jobs.items() if now >= deadline]:
+            del open_jobs[job]
+            self._abandon(job)
+
+    def _inline(self, job: Job) -> None:
+        try:
+            result = job.run()
+        except Exception as error:
+            self._finish(job, None, error)
+        else:
+            self._finish(job, result, None)
+
+    def _submit(self, job: Job) -> None:
+        token = job.token
+        future = self._workers.submit(job.run)
+        future.add_done_callback(lambda f: self._answer(job, token, None if f.exception() else f.result(), f.exception()))
+
+    def _launch(self, loop: asyncio.AbstractEventLoop, group: list[Job]) -> None:
+        """One hop for all jobs of a loop."""
+        tokens = [(job, job.token) for job in group]
+
+        def begin() -> None:
+            for job, token in tokens:
+                if job.token != token:  # the deadline passed before the loop came to it
+                    self._answer(job, token, None, TimeoutError())
+                    continue
+                job.task = loop.create_task(self._on_loop(job, token), name="uno")
+
+        try:
+            if loop.is_closed():
+                raise LoopUnavailableError("event loop closed")
+            if not loop.is_running():
+                raise LoopUnavailableError("event loop not running")
+            loop.call_soon_threadsafe(begin)
+        except RuntimeError as error:
+            for job, token in tokens:
+                self._answer(job, token, None, error)
+
+    async def _on_loop(self, job: Job, token: int) -> None:
+        error: BaseException | None = None
+        result = None
+        try:
+            result = job.run()
+            if inspect.isawaitable(result):
+                result = await result
+        except BaseException as raised:  # noqa: BLE001 - also SystemExit: it must not end the application's loop
+            error = raised
+        self._answer(job, token, result, error)
+        if error is not None and type(error).__name__ == "CancelledError" and job.token == token:
+            raise error  # the loop is shutting down
+
+    def _answer(self, job: Job, token: int, result: Any, error: BaseException | None) -> None:
+        self._results.append((job, token, result, error))
+        self._wake.set()
+
+    def _take_results(self, open_jobs: dict[Job, float]) -> None:
+        while self._results:
+            job, token, result, error = self._results.popleft()
+            job.in_flight = False
+            job.task = None
+            for waited in (open_jobs, self._background):
+                if job in waited and job.token == token:
+                    del waited[job]
+                    self._finish(job, result, error)
+
+    def _abandon(self, job: Job) -> None:
+        job.token += 1  # what it may still answer is too late
+        task, loop = job.task, job.loop() if job.loop is not None else None
+        blocked = job.mode == "loop" and task is None
+        if task is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                (loop or task.get_loop()).call_soon_threadsafe(task.cancel)
+        self._finish(job, None, TimeoutError(), "event loop blocked" if blocked else "timeout")
+
+    def _finish(self, job: Job, result: Any, error: BaseException | None, reason: str = "") -> None:
+        if error is None:
+            job.failures = 0
+            job.reason = ""
+        else:
+            job.failures += 1
+            job.reason = reason or reason_of(error)
+            # Off for longer and longer, up to 5 s: never for good, so that it recovers by itself.
+            if job.failures > 1:
+                pause = min(5.0, self.interval * 2 ** min(job.failures - 2, 8))
+                job.not_before = max(job.not_before, time.monotonic() + pause - self.interval / 2)
+        try:
+            job.done(result, error, job.reason)
+        except Exception:
+            log.exception("the result of %s could not be taken", job.label)
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a collection failed, in a word that is safe to show: the type of the error, never its text."""
+    if isinstance(error, LoopUnavailableError):
+        return str(error)  # our own words
+    if isinstance(error, TimeoutError):
+        return "timeout"
+    if isinstance(error, OverloadedError):
+        return "overloaded"
+    return type(error).__name__
+
+
+class OwnLoop:
+    """An event loop on a thread of its own, for async collectors whose resource has no home loop.
+
+    When a collector blocks it, it is left to that collector and replaced, at most three times.
+    """
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._beat = 0.0
+        self._asked = 0.0
+        self._replaced = 0
+        self._lock = threading.Lock()
+
+    def get(self) -> asyncio.AbstractEventLoop:
+        """The loop, started when there is none."""
+        import asyncio
+
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=_serve, args=(self._loop,), name="uno-loop", daemon=True).start()
+                deadline = time.monotonic() + 1
+                while not self._loop.is_running() and time.monotonic() < deadline:
+                    time.sleep(0.001)
+                self._asked = self._beat = time.monotonic()
+            return self._loop
+
+    def check(self) -> None:
+        """Ask for a sign of life; replace the loop when there was none for 5 s."""
+        loop = self._loop
+        if loop is None:
+            return
+        now = time.monotonic()
+        if self._beat < self._asked:
+            if now - self._asked > STUCK and self._replaced < 3:
+                log.warning("a collector blocks the monitor's event loop; the others go on on a new one")
+                self._replaced += 1
+                loop.call_soon_threadsafe(loop.stop)
+                self._loop = None
+            return
+        self._asked = now
+        loop.call_soon_threadsafe(self._alive)
+
+    def _alive(self) -> None:
+        self._beat = time.monotonic()
+
+    def close(self) -> None:
+        """Stop the loop and its thread."""
+        with self._lock:
+            loop, self._loop = self._loop, None
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(loop.stop)
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    import asyncio
+
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            loop.run_until_complete(asyncio.wait(tasks, timeout=0.2))
+        loop.close()
+
+
+def running_loop() -> Any:
+    """The event loop that runs in this thread, or None; without importing asyncio."""
+    asyncio = sys.modules.get("asyncio")
+    return None if asyncio is None else asyncio._get_running_loop()
+
+
