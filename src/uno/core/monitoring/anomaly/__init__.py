@@ -1,17 +1,17 @@
 """What is unusual, by how much, and compared with what?
 
-All watched series are stepped together. Simple answers about each sample (how far from the long mean, from what
-is usual at this time of day, from the samples just before ...) are each turned into a rarity against the past of
-that very series, and the rarities are combined. All that is said about a sample comes from it and earlier ones.
+All watched series are stepped together. Simple answers about each sample (how far from the long mean, from
+what is usual at this time of day, from the samples just before ...) are each turned into a rarity against
+the past of that very series, and the rarities are combined. All that is said about a sample comes from it
+and earlier ones.
 
-`sensitivity` is a budget of false alarms: 0.02 x 10^(2.8 s) for a series and week, so one a year at 0, one in two
-weeks at 0.5, twelve a week at 1. `training_period` is how long the past is remembered, not a wait: judging begins
-with the 33rd sample, and as long as little is known only gross things are rare.
+`sensitivity` is a budget of false alarms: 0.02 x 10^(2.8 s) for a series and week, so one a year at 0, one
+in two weeks at 0.5, twelve a week at 1. `training_period` is how long the past is remembered, not a wait:
+judging begins with the 33rd sample, and as long as little is known only gross things are rare.
 """
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Sequence
 from datetime import timedelta
@@ -32,9 +32,9 @@ CALM = 12  # samples under half the level that end an anomaly, and steps without
 class Anomaly(NamedTuple):
     """One thing unusual: news of it when it starts, when it gets stranger or comes again, and when it ends.
 
-    `started` and `ended` are Unix seconds, `ended` is None as long as it lasts. `observed` is what is compared
-    with `usual`, in the unit of the series (a mean, a value, a spread, a number of equal samples: the explanation
-    says which). `score` is the highest so far.
+    `started` and `ended` are Unix seconds, `ended` is None as long as it lasts. `observed` is what is
+    compared with `usual`, in the unit of the series (a mean, a value, a spread, a number of equal samples:
+    the explanation says which). `score` is the highest so far.
     """
 
     key: str
@@ -47,8 +47,9 @@ class Anomaly(NamedTuple):
 
 
 class Replay(NamedTuple):
-    """`scores`: one a sample, higher is stranger, 0 where none was judged; `flags`: a row for each sensitivity, True
-    where an alarm is raised."""
+    """`scores`: one a sample, higher is stranger, 0 where none was judged; `flags`: a row for each
+    sensitivity, True where an alarm is raised.
+    """
 
     scores: Floats
     flags: NDArray[np.bool_]
@@ -67,7 +68,7 @@ class _Watch(NamedTuple):
 
 
 class _Columns:
-    """Everything numeric: a column for each watched series. Made with the first one; this is what needs numpy."""
+    """Everything numeric: a column for each watched series. Made with the first; this is what needs numpy."""
 
     __slots__ = ("engine", "fold", "period", "rule")
 
@@ -92,9 +93,9 @@ class _Columns:
 class AnomalyDetector:
     """Finds what is unusual in any number of series.
 
-    `sensitivity` (0 to 1) is a budget of false alarms, `training_period` how long the past is remembered; both
-    can be set for each series. Raises ValueError for a sensitivity out of range and for a period that is not
-    positive. Watch and unwatch from any thread; step from one.
+    `sensitivity` (0 to 1) is a budget of false alarms, `training_period` how long the past is remembered;
+    both can be set for each series. Raises ValueError for a sensitivity out of range and for a period that
+    is not positive. Watch and unwatch from any thread; step from one.
     """
 
     def __init__(self, *, sensitivity: float = 0.5, training_period: timedelta = timedelta(days=7)) -> None:
@@ -159,8 +160,10 @@ class AnomalyDetector:
             return list(self._open.values())
 
     def state(self, key: str) -> dict[str, Any]:
-        """What is known of a series, for people: `learning` in words, `samples`, `observed`, `usual`, `score`,
-        `level` (the score that raises an alarm), `budget` (false alarms a week), `active`. Raises KeyError."""
+        """What is known of a series, for people: `learning` in words, `samples`, `observed`, `usual`,
+        `score`, `level` (the score that raises an alarm), `budget` (false alarms a week), `active`. Raises
+        KeyError.
+        """
         with self._lock:
             if key not in self._watches:
                 raise KeyError(f"{key[:80]!r} is not watched for anomalies")

@@ -19,18 +19,20 @@ Floats = NDArray[np.float64]
 
 DAY = 86400.0
 WARM = 32  # samples before anything is said
-SETTLE = 6  # the same after a gap
+SETTLE = 24  # the same after a gap
 
 # The scorers, and what is added to the rarity of each: a wide window has fewer independent chances.
 SCORERS = ("level", "shift", "season", "jump", "spread", "residual", "local", "still")
 _WIDTH = tuple(0.4 * math.log10(window) for window in (6, 24, 6, 1, 12, 1, 1, 1))
 _WEIGHT = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.85, 1.0)
+_PLAINEST = (3, 2, 0, 1, 5, 6, 4, 7)  # of scorers that say the same, the one that is easiest to understand
 _BINS, _TYPICAL_BIN, _BIN_WIDTH = 128, 72, math.log(1.15)
 _SLOTS, _VISITS = 48, 30
+_LOG10_E = np.float32(math.log10(math.e))
 
 
 class State:
-    """What is kept of each series, one column for each. `r` is the value less the usual at this time of day."""
+    """What is kept, a column for each series. `r` is the value less the usual at this time of day."""
 
     n: Floats  # samples so far
     first: Floats  # time of the first and of the last sample, and the usual time between two
@@ -39,7 +41,7 @@ class State:
     fresh: Floats  # samples since a gap
     low: Floats  # range of the values
     high: Floats
-    mean: Floats  # long means: of the value, of its distance to that, of |r|, of local deviations, of squared jumps
+    mean: Floats  # long means: of x, of its distance to that, of |r|, of local deviations, of squared jumps
     around: Floats
     off: Floats
     rough: Floats
@@ -53,12 +55,12 @@ class State:
     local60: Floats
     x24: Floats  # the last 24
     r24: Floats
-    slots: Floats  # the usual value in each half hour of the day, in how many days it was seen, and the running one
+    slots: Floats  # the usual in each half hour of the day, on how many days it was seen, and the running one
     visits: Floats
     slot: Floats
     slot_sum: Floats
     slot_n: Floats
-    same: Floats  # runs of equal values: the value, how long, the longest before, whether there was ever another
+    same: Floats  # runs of equal values: the value, how long, the longest before, was there another
     run: Floats
     longest: Floats
     moved: Floats
@@ -127,7 +129,8 @@ class Engine:
     def finding(self, at: int, period: float) -> Finding:
         """The strangest answer about the last sample of a series."""
         v = self.v
-        top = int(np.argmax(self.worth(v)[:, at]))
+        rarity = v.rarity[:, at]
+        top = next(k for k in _PLAINEST if rarity[k] >= rarity.max() - 0.3)
         age = float(v.last[at] - v.first[at])
         seasonal = SCORERS[top] in ("season", "residual") or v.trust[at] >= 0.5
         return Finding(
@@ -220,7 +223,8 @@ class Engine:
             v.share, v.rarity = self._rarity(v, here, answers, learn)
             v.share, v.rarity = np.vstack([v.share, still]), np.vstack([v.rarity, still])
             total = np.zeros(len(x))
-            for worth in self.worth(v):
+            for rare, wide, weight in zip(v.rarity, _WIDTH, _WEIGHT, strict=True):
+                worth = (rare + wide * (rare > 0)) * weight
                 total += worth * worth * worth
             score: Floats = np.where((v.n > WARM) & (v.fresh >= SETTLE), np.cbrt(total), 0.0)
 
@@ -245,17 +249,12 @@ class Engine:
             self._rebuild(v, here, np.maximum(period / step, 5000))
         return score
 
-    @staticmethod
-    def worth(v: State) -> Floats:
-        """How much each scorer adds to the score."""
-        out: Floats = (v.rarity + np.where(v.rarity > 0, _column(_WIDTH), 0.0)) * _column(_WEIGHT)
-        return out
-
     def _rarity(
         self, v: State, here: NDArray[np.intp], answers: Floats, learn: NDArray[np.bool_]
     ) -> tuple[Floats, Floats]:
         """-log10 of the share of earlier samples with an answer at least as large; and the same with up to 1
-        more for an answer larger than all before."""
+        more for an answer larger than all before.
+        """
         some = answers > 0
         early = some & (v.known < WARM)
         v.known += early
@@ -291,8 +290,8 @@ class Engine:
             v.typical[scorer, due[row]] *= math.exp(39 * _BIN_WIDTH)
         above = np.cumsum(counts[:, :, ::-1], axis=2)[:, :, ::-1]
         self.counts[rows] = counts
-        table = -np.log10((above + 1) / (above[:, :, :1] + 1))
-        self.table[rows] = table
+        above += 1
+        self.table[rows] = np.log(above[:, :, :1] / above) * _LOG10_E
 
     def _still(self, v: State, raw: Floats) -> tuple[Floats, Floats]:
         """The longest run of equal values before this one, and the rarity of one twice as long."""
@@ -325,10 +324,6 @@ def _ew(mean: Floats, x: Floats, size: float | Floats, n: Floats) -> Floats:
     """The next exponentially weighted mean over about `size` samples; a plain mean of the first ones."""
     out: Floats = mean + (x - mean) / np.minimum(n, size)
     return out
-
-
-def _column(values: tuple[float, ...]) -> Floats:
-    return np.array(values)[:, None]
 
 
 def _mean24(last: Floats) -> Floats:

@@ -45,7 +45,7 @@ class Fold:
 
 
 class Rule:
-    """Alarm when the score reaches the level; then a rest, and a higher level until the budget has paid for it."""
+    """Alarm when the score reaches the level; then a rest, and a higher level until the budget has paid."""
 
     def __init__(self) -> None:
         self.rest, self.raised, self.calm = np.zeros(0), np.zeros(0), np.zeros(0)
