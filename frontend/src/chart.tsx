@@ -61,17 +61,17 @@ function levelLines(data: SeriesData): (u: uPlot) => void {
       ctx.lineTo(u.bbox.left + u.bbox.width, y);
       ctx.stroke();
       ctx.font = `${10.5 * ratio}px system-ui, sans-serif`;
-      ctx.textAlign = "right";
+      ctx.textAlign = "left"; // the present, on the right, stays free
       ctx.textBaseline = y - u.bbox.top < 16 * ratio ? "top" : "bottom";
-      const text = `${level} ${quantity(at, data.unit)}`, right = u.bbox.left + u.bbox.width - 4 * ratio;
+      const text = `${level} ${quantity(at, data.unit)}`, left = u.bbox.left + 6 * ratio;
       const below = ctx.textBaseline === "top", width = ctx.measureText(text).width;
       const ink = ctx.fillStyle;
       ctx.fillStyle = colour("--surface");
       ctx.globalAlpha = 0.8;
-      ctx.fillRect(right - width - 3 * ratio, y + (below ? 1 : -14) * ratio, width + 6 * ratio, 13 * ratio);
+      ctx.fillRect(left - 3 * ratio, y + (below ? 1 : -14) * ratio, width + 6 * ratio, 13 * ratio);
       ctx.globalAlpha = 1;
       ctx.fillStyle = ink;
-      ctx.fillText(text, right, y + (below ? 3 : -2) * ratio);
+      ctx.fillText(text, left, y + (below ? 3 : -2) * ratio);
       ctx.restore();
     }
   };

@@ -9,7 +9,7 @@ import { heard, link, refusal, signIn, start } from "./live";
 import { MapPage } from "./map";
 import { Overview } from "./overview";
 import { ResourcePage } from "./resource";
-import { pageKey, route, scrollOf } from "./route";
+import { pageKey, resourceHref, route, scrollOf } from "./route";
 import { alerts, meta, models } from "./store";
 import "./theme";
 import { connection, Empty } from "./ui";
@@ -72,11 +72,20 @@ function Skeleton(): JSX.Element {
   return <div class="skeleton" aria-hidden="true"><div class="wait title" /><div class="grid">{[0, 1, 2, 3, 4, 5].map((i) => <div class="wait card-shape" key={i} />)}</div></div>;
 }
 
+/** Keeps a place while cards come into sight and take their size; lets go as soon as the user moves. */
+function settle(place: () => void): void {
+  const watch = new ResizeObserver(place);
+  watch.observe(document.getElementById("main")!);
+  const stop = (): void => { watch.disconnect(); for (const kind of ["wheel", "keydown", "pointerdown", "touchstart"]) removeEventListener(kind, stop); };
+  for (const kind of ["wheel", "keydown", "pointerdown", "touchstart"]) addEventListener(kind, stop, { passive: true });
+  setTimeout(stop, 700);
+}
+
 function App(): JSX.Element {
   const key = pageKey.value;
   const known = meta.value !== null;
   const firing = alerts.value.filter((a) => a.state === "firing").length;
-  const first = useRef(true);
+  const from = useRef("");
   useEffect(() => {
     const { page, id } = route.peek();
     const what = page === "resource" ? models.get(id)?.info.name ?? id : page.charAt(0).toUpperCase() + page.slice(1);
@@ -84,10 +93,16 @@ function App(): JSX.Element {
   }, [key, known, firing]);
   useEffect(() => {
     if (!known) return;
-    window.scrollTo(0, scrollOf(key));
-    // The link that led here is gone with its page: take the keyboard along.
-    if (first.current) first.current = false;
-    else if (document.activeElement === document.body) document.getElementById("main")!.focus({ preventScroll: true });
+    const y = scrollOf(key);
+    const left = from.current;
+    from.current = key;
+    // The link that led here is gone with its page: take the keyboard along, back to the card it came from.
+    const card = left.startsWith("resource/") && y > 0 ? document.querySelector<HTMLElement>(`a.open[href="${CSS.escape(resourceHref(left.slice(9)))}"]`) : null;
+    const place = (): void => { if (card) card.closest(".card")?.scrollIntoView({ block: "center" }); else window.scrollTo(0, y); };
+    place();
+    if (y > 0) settle(place);
+    if (card) card.focus({ preventScroll: true });
+    else if (left && document.activeElement === document.body) document.getElementById("main")!.focus({ preventScroll: true });
   }, [key, known]);
   return (
     <>

@@ -158,11 +158,11 @@ function Verdict(): JSX.Element {
 }
 
 const CARD = 268, GAP = 12; // px
+const columns = signal(1); // outlives the page, so that coming back finds every card where it was
 
 /** Small groups share a row: each is as many columns wide as it has cards. */
 function Groups({ list }: { list: Group[] }): JSX.Element {
   const root = useRef<HTMLDivElement>(null);
-  const columns = useMemo(() => signal(1), []);
   useLayoutEffect(() => {
     const measure = (): void => { columns.value = Math.max(1, Math.floor((root.current!.clientWidth + GAP) / (CARD + GAP))); };
     measure();
