@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from time import monotonic, perf_counter, time
@@ -29,6 +30,8 @@ from uno.core.resources import Identity, Resource
 
 SENT = "uno_sent"
 DEPTH_SECONDS = 5.0
+STALE_SECONDS = 15.0
+MAX_QUEUES = 100
 TIMEOUT = 2
 #: An application that was not used yet is left in peace at first: reading its settings loads them.
 SETTLE_SECONDS = 5.0
@@ -47,7 +50,7 @@ class CeleryMonitor(ResourceTypeMonitor):
     targets = ("celery.app.base.Celery",)
     library = "celery"
     tested = ">=5.3,<6"
-    blocking = True
+    blocking = False
     metrics = pick(
         "task_queue.size",
         "task_queue.enqueued",
@@ -77,7 +80,9 @@ class CeleryMonitor(ResourceTypeMonitor):
         stat_of(target).extra.setdefault("since", monotonic())
 
     def detach(self, target: Any) -> None:
-        _broker(target).close()
+        broker = stat_of(target).extra.pop("broker", None)
+        if broker is not None:
+            broker.close()
 
     def ready(self) -> bool:
         return "celery.app.base" in sys.modules and "celery.signals" in sys.modules
@@ -104,7 +109,9 @@ class CeleryMonitor(ResourceTypeMonitor):
         app = resource.target
         stat = stat_of(app)
         update = self.update_metric
-        depths = _broker(app).depths(app, stat)
+        broker = _broker(app)
+        broker.start(app, stat.extra["since"])
+        depths = broker.current()
         known = [ready for ready, _ in depths.values() if ready is not None]
         update("task_queue.size", sum(known) if len(known) == len(depths) > 0 else None, {"state": "waiting"})
         for name, (ready, consumers) in depths.items():
@@ -122,7 +129,7 @@ class CeleryMonitor(ResourceTypeMonitor):
 
     def statistics(self, target: Any) -> Mapping[str, float | None]:
         stat = stat_of(target)
-        known = [ready for ready, _ in _broker(target).last.values()]
+        known = [ready for ready, _ in _broker(target).current().values()]
         return {
             "queue_depth": None if not known or None in known else sum(n or 0 for n in known),
             "enqueued": stat.outcome("sent").value,
@@ -137,7 +144,7 @@ class CeleryMonitor(ResourceTypeMonitor):
 
     def explain(self, target: Any, metric: str) -> str:
         stat, broker = stat_of(target), _broker(target)
-        deepest = sorted(((n, name) for name, (n, _) in broker.last.items() if n), reverse=True)
+        deepest = sorted(((n, name) for name, (n, _) in broker.current().items() if n), reverse=True)
         waiting = ", ".join(f"{n} in {name}" for n, name in deepest[:3])
         lost = f"the broker cannot be read ({broker.error})" if broker.error else ""
         return "; ".join(
@@ -146,36 +153,52 @@ class CeleryMonitor(ResourceTypeMonitor):
 
 
 class _Broker:
-    """One kept connection that asks how deep the queues are; never declares or changes anything."""
+    """One kept connection that asks how deep the queues are; never declares or changes anything.
+
+    It blocks, so it is used on a thread that lives for no longer than one round of questions.
+    """
 
     def __init__(self) -> None:
-        self.last: dict[str, tuple[int | None, int | None]] = {}
         self.up: bool | None = None
         self.error = ""
-        self._next = 0.0
+        self._found: dict[str, tuple[int | None, int | None]] = {}
+        self._found_at = self._next = 0.0
         self._connection: Any = None
         self._channel: Any = None
+        self._thread: threading.Thread | None = None
         self._pid = os.getpid()
+        self._lock = threading.Lock()
 
-    def depths(self, app: Any, stat: Stat) -> dict[str, tuple[int | None, int | None]]:
-        """(ready messages, consumers) by queue, read every 5 s; blocks for some seconds at most."""
+    def current(self) -> dict[str, tuple[int | None, int | None]]:
+        """(ready messages, consumers) by queue; None where they are unknown or too old."""
+        if monotonic() - self._found_at > STALE_SECONDS:
+            return dict.fromkeys(self._found, (None, None))
+        return self._found
+
+    def start(self, app: Any, since: float) -> None:
+        """Begin a round of questions when it is time, once ``app`` is in use or quiet."""
         now = monotonic()
-        if not app.configured and now - stat.extra.get("since", now) < SETTLE_SECONDS:
-            return {}
-        if now < self._next:
-            return self.last
-        if os.getpid() != self._pid:  # forked: the connection belongs to the parent
-            self._connection, self._pid = None, os.getpid()
-        names = [name for name in app.amqp.queues if _is_text(name)][:100]
-        try:
-            self.last = {name: self._depth(app, name) for name in names}
-            self.up, self.error = True, ""
-        except Exception as error:  # noqa: BLE001 - brokers of any kind raise what they like
-            self.last = dict.fromkeys(names, (None, None))
-            self.up, self.error = False, type(error).__name__
-            self.close()
-        self._next = monotonic() + DEPTH_SECONDS
-        return self.last
+        if os.getpid() != self._pid:  # forked: connection and thread are the parent's
+            self.__init__()  # type: ignore[misc]
+        in_flight = self._thread is not None and self._thread.is_alive()
+        if in_flight or now < self._next or (not app.configured and now - since < SETTLE_SECONDS):
+            return
+        self._next = now + DEPTH_SECONDS
+        self._thread = threading.Thread(target=self._ask, args=(app,), name="uno-celery", daemon=True)
+        self._thread.start()
+
+    def _ask(self, app: Any) -> None:
+        with self._lock:
+            names: list[str] = list(self._found)
+            try:
+                names = [name for name in app.amqp.queues if _is_text(name)][:MAX_QUEUES]
+                self._found = {name: self._depth(app, name) for name in names}
+                self.up, self.error = True, ""
+            except Exception as error:  # noqa: BLE001 - brokers of any kind raise what they like
+                self._found = dict.fromkeys(names, (None, None))
+                self.up, self.error = False, type(error).__name__
+                self._hang_up()
+            self._found_at = monotonic()
 
     def _depth(self, app: Any, name: str) -> tuple[int | None, int | None]:
         if self._connection is None:
@@ -197,9 +220,17 @@ class _Broker:
         return answer.message_count, answer.consumer_count if amqp else None
 
     def close(self) -> None:
-        """Close the connection, unless it is a parent's."""
+        """Close the connection; a round of questions that is under way ends first, within some seconds."""
+        if os.getpid() == self._pid:
+            threading.Thread(target=self._close, name="uno-celery", daemon=True).start()
+
+    def _close(self) -> None:
+        with self._lock:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
         connection, self._connection, self._channel = self._connection, None, None
-        if connection is not None and os.getpid() == self._pid:
+        if connection is not None:
             with suppress(Exception):
                 # A broker that does not answer would not answer a farewell either.
                 polite = self.up or not hasattr(connection.transport, "_collect")

@@ -45,7 +45,7 @@ class LoopTarget:
         self._loop = weakref.ref(loop)
         self._thread = thread_ident
         self._pid = os.getpid()
-        self._handle: asyncio.TimerHandle | None = None
+        self._handle: weakref.ref[asyncio.TimerHandle] | None = None  # a handle keeps its loop alive
         self._running = 0  # which start() the living beat belongs to; 0 when none shall live
         self._starts = 0
         self._due = 0.0  # when the next beat is due, in monotonic seconds; 0 before the first
@@ -72,8 +72,8 @@ class LoopTarget:
     def stop(self) -> None:
         """End the beat, from any thread."""
         self._running, self._due = 0, 0.0
-        handle, self._handle = self._handle, None
-        loop = self.loop
+        handle = None if self._handle is None else self._handle()
+        self._handle, loop = None, self.loop
         if handle is not None and loop is not None:
             self._soon(loop, handle.cancel)
 
@@ -140,7 +140,7 @@ class LoopTarget:
                 self._places = Counter()
         self._thread = threading.get_ident()
         self._due = now + BEAT
-        self._handle = loop.call_later(BEAT, self._beat, start)
+        self._handle = weakref.ref(loop.call_later(BEAT, self._beat, start))
 
 
 class EventLoopMonitor(ResourceTypeMonitor):
