@@ -16,7 +16,6 @@ import psutil
 import pytest
 
 from tests.servers import free_port
-
 from uno.core.monitoring.resources import ResourceMonitor
 from uno.core.resources import ResourceManager
 
@@ -97,10 +96,10 @@ def test_a_blocked_application_loop_costs_no_tick() -> None:
     async def read() -> float:
         return 1.0
 
-    async def application() -> tuple[int, int]:
+    async def application() -> tuple[int, bool]:
         monitor.manager.register(None, id="async-one", read=read)
         with monitor:
-            while monitor.store.frame is None or monitor.read("async-one", "value") is None:
+            while monitor.store.frame is None or monitor.read("async-one", "value") is None:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             start = monitor.store.frame.seq
             time.sleep(2)  # noqa: ASYNC251 - the fault

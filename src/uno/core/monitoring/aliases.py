@@ -35,13 +35,16 @@ class Aliases:
         self._fed: dict[tuple[str, str], tuple[Resource, Metric[Any], str]] = {}
         self._version = -1
 
-    def add(self, resource: Resource, metric: Metric[Any], source: str, source_labels: tuple[str, ...]) -> None:
+    def add(
+        self, resource: Resource, metric: Metric[Any], source: str, source_labels: tuple[str, ...]
+    ) -> None:
         """Feed ``metric`` from the standard metric ``source``. MetricError for labels that nothing fills."""
         names = metric.spec.labels
         missing = [label for label in source_labels if _short(label) not in map(_short, names)]
         if missing:
             raise MetricError(
-                f"{metric.name!r} of {resource.id!r} is told apart by {[_short(m) for m in missing]}; add to labels=[...]"
+                f"{metric.name!r} of {resource.id!r} is told apart by {[_short(m) for m in missing]}: "
+                "add that to labels=[...]"
             )
         known = {*_FILLED, *resource.labels, *map(_short, source_labels), *source_labels}
         for label in names:

@@ -38,7 +38,13 @@ class Collection:
     """The jobs of all resources."""
 
     def __init__(
-        self, manager: ResourceManager, store: SeriesStore, health: HealthBook, clock: Clock, *, timeout: float
+        self,
+        manager: ResourceManager,
+        store: SeriesStore,
+        health: HealthBook,
+        clock: Clock,
+        *,
+        timeout: float,
     ) -> None:
         self.jobs: dict[tuple[str, str], Job] = {}
         #: failed collections by resource and reason
@@ -100,7 +106,11 @@ class Collection:
         if resource.loop is not None:
             return resource.loop
         driver, target = resource.driver, resource.target
-        bound = driver.bound_loop(target) if isinstance(driver, ResourceTypeMonitor) and target is not None else None
+        bound = (
+            driver.bound_loop(target)
+            if isinstance(driver, ResourceTypeMonitor) and target is not None
+            else None
+        )
         return bound or self.app_loop
 
     def _job(self, resource: Resource, source: str, run: Callable[[Batch], Any], *, mode: Mode) -> Job:
@@ -136,7 +146,13 @@ class Collection:
 
     def _collector(self, resource: Resource, source: str, type_monitor: ResourceTypeMonitor) -> Job:
         collect = type_monitor.collect_metrics
-        mode: Mode = "loop" if inspect.iscoroutinefunction(collect) else "worker" if type_monitor.blocking else "inline"
+        mode: Mode = (
+            "loop"
+            if inspect.iscoroutinefunction(collect)
+            else "worker"
+            if type_monitor.blocking
+            else "inline"
+        )
         return self._job(resource, source, lambda _: collect(resource), mode=mode)
 
     def _custom(self, resource: Resource) -> Job:
@@ -150,7 +166,12 @@ class Collection:
         read = resource.read
         if inspect.iscoroutinefunction(read):
             return self._job(resource, "read", awaited, mode="loop")
-        return self._job(resource, "read", lambda batch: put(batch, resource.read()) if resource.read else None, mode="worker")
+        return self._job(
+            resource,
+            "read",
+            lambda batch: put(batch, resource.read()) if resource.read else None,
+            mode="worker",
+        )
 
     def _reader(self, resource: Resource, spec: Spec, read: Callable[[], Any]) -> Job:
         async def awaited(batch: Batch) -> None:
@@ -175,7 +196,9 @@ class Collection:
             token = scope.set(OWN_SCOPE)
             try:
                 living = resource.target
-                return None if living is None else (driver.ping(living) if driver is not None else living.ping())
+                return (
+                    None if living is None else (driver.ping(living) if driver is not None else living.ping())
+                )
             finally:
                 scope.reset(token)
 
@@ -190,7 +213,9 @@ class Collection:
             background=True,
         )
 
-    def _collected(self, resource: Resource, source: str, batch: Any, error: BaseException | None, reason: str) -> None:
+    def _collected(
+        self, resource: Resource, source: str, batch: Any, error: BaseException | None, reason: str
+    ) -> None:
         if resource not in self._manager:  # unregistered while it was read
             return
         if error is None:
@@ -215,7 +240,13 @@ class Collection:
         if resource not in self._manager:
             return
         unavailable = reason in ("event loop blocked", "overloaded", "event loop not running")
-        ok = None if unavailable or (error is None and result is None) else error is None and result is not False
+        ok = (
+            None
+            if unavailable or (error is None and result is None)
+            else error is None and result is not False
+        )
         if error is None and result is None:
             return  # it has no way to tell
-        self._health.record_ping(resource.id, ok, reason or ("" if ok else "ping answered no"), self._clock.now())
+        self._health.record_ping(
+            resource.id, ok, reason or ("" if ok else "ping answered no"), self._clock.now()
+        )

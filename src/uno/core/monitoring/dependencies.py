@@ -62,10 +62,14 @@ def build_graph(monitor: ResourceMonitor) -> DependencyGraph:
     edges: list[Edge] = []
     for resource in monitor.manager:
         level = LEVELS[monitor.level_of(resource.id)]
-        nodes[resource.id] = Node(resource.id, resource.name, resource.type, "resource", level, resource.endpoint or "")
+        nodes[resource.id] = Node(
+            resource.id, resource.name, resource.type, "resource", level, resource.endpoint or ""
+        )
         if resource.endpoint:
             server = f"server {resource.endpoint}"
-            nodes.setdefault(server, Node(server, resource.endpoint, "server", "server", "unknown", resource.endpoint))
+            nodes.setdefault(
+                server, Node(server, resource.endpoint, "server", "server", "unknown", resource.endpoint)
+            )
             edges.append(Edge(resource.id, server, "observed", 0, None, 0))
     for resource in monitor.manager:
         for needed in resource.depends_on:

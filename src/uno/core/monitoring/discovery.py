@@ -28,7 +28,9 @@ log = logging.getLogger("uno.discovery")
 MAX_FOUND = 1_000
 MAX_ITEMS = 200
 #: Objects of these classes keep the application's resources in their attributes.
-HOLDERS = frozenset(("fastapi.applications.FastAPI", "starlette.applications.Starlette", "starlette.datastructures.State"))
+HOLDERS = frozenset(
+    ("fastapi.applications.FastAPI", "starlette.applications.Starlette", "starlette.datastructures.State")
+)
 
 
 class UnknownResourceTypeError(ValueError):
@@ -70,7 +72,9 @@ class Discovery:
 
     def follow(self, *, names: bool) -> list[Resource]:
         """Take what was created since: what hooks announced and, when ``names``, what first-party names hold."""
-        fresh = [(obj, kind) for obj in announced() if (kind := self._wanted(type(obj), self.types)) is not None]
+        fresh = [
+            (obj, kind) for obj in announced() if (kind := self._wanted(type(obj), self.types)) is not None
+        ]
         if not fresh and not names:
             return []
         named = list(self._named(self.types))
@@ -116,7 +120,9 @@ class Discovery:
 
     def _living(self, types: set[str] | None) -> Iterator[tuple[Any, ResourceTypeMonitor]]:
         objects = gc.get_objects()
-        kinds = {cls: kind for cls in set(map(type, objects)) if (kind := self._wanted(cls, types)) is not None}
+        kinds = {
+            cls: kind for cls in set(map(type, objects)) if (kind := self._wanted(cls, types)) is not None
+        }
         if kinds:
             for obj in objects:
                 kind = kinds.get(type(obj))

@@ -6,6 +6,7 @@ nothing of ours keeps the instance alive, and several monitors of one process re
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -31,10 +32,12 @@ SLOW_SECONDS = 0.5
 OWN = "uno monitor"
 
 _CORE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-_FOREIGN = tuple(
-    {os.path.realpath(p) + os.sep for k, p in sysconfig.get_paths().items() if k in ("stdlib", "platstdlib", "purelib", "platlib")}
-    | {p + os.sep for k, p in sysconfig.get_paths().items() if k in ("stdlib", "platstdlib", "purelib", "platlib")}
-)  # fmt: skip
+_LIBRARIES = [
+    path
+    for name, path in sysconfig.get_paths().items()
+    if name in ("stdlib", "platstdlib", "purelib", "platlib")
+]
+_FOREIGN = tuple({place + os.sep for path in _LIBRARIES for place in (path, os.path.realpath(path))})
 
 
 def is_first_party(filename: str) -> bool:
@@ -122,7 +125,9 @@ def describe_site(site: Site | None) -> str:
     if site is None:
         return "unknown"
     code, lasti = site
-    line = next((ln for start, end, ln in code.co_lines() if start <= lasti < end and ln), code.co_firstlineno)
+    line = next(
+        (ln for start, end, ln in code.co_lines() if start <= lasti < end and ln), code.co_firstlineno
+    )
     return f"{short_path(code.co_filename)}:{line} in {code.co_name}"
 
 
@@ -339,7 +344,7 @@ def install(owner: type, name: str, wrap: Callable[[Any], Any]) -> Callable[[], 
     unless somebody else has wrapped it since (then ours stays beneath theirs and only keeps counting).
     Raises AttributeError when ``owner`` does not define ``name`` itself.
     """
-    current = owner.__dict__[name] if name in owner.__dict__ else None
+    current = owner.__dict__.get(name)
     if current is None:
         raise AttributeError(f"{owner.__name__} does not define {name}")
     hook: _Hook | None = getattr(current, "__uno_hook__", None)
@@ -348,12 +353,10 @@ def install(owner: type, name: str, wrap: Callable[[Any], Any]) -> Callable[[], 
     else:
         wrapper = wrap(current)
         hook = _Hook(current, wrapper)
-        try:
+        with contextlib.suppress(AttributeError):  # looks like the original, as far as that tells its looks
             wrapper.__wrapped__ = current
             wrapper.__name__, wrapper.__qualname__ = current.__name__, current.__qualname__
             wrapper.__doc__, wrapper.__module__ = current.__doc__, current.__module__
-        except AttributeError:
-            pass
         wrapper.__uno_hook__ = hook
         setattr(owner, name, wrapper)
     undone = False
@@ -376,10 +379,8 @@ _new: deque[weakref.ref[Any]] = deque(maxlen=4_096)
 def announce(obj: Any) -> None:
     """Tell discovery of an instance that hooks see for the first time. Kept weakly; objects without weak
     references are left for the next scan."""
-    try:
+    with contextlib.suppress(TypeError):
         _new.append(weakref.ref(obj))
-    except TypeError:
-        pass
 
 
 def announced() -> list[Any]:

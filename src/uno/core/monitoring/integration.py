@@ -50,7 +50,9 @@ class RoutedExporter(PrometheusExporter):
             return metrics(request)
 
         scrape.__annotations__ = {"request": Request, "return": Response}
-        router.add_api_route("", scrape, methods=["GET", "HEAD"], include_in_schema=False, response_model=None)
+        router.add_api_route(
+            "", scrape, methods=["GET", "HEAD"], include_in_schema=False, response_model=None
+        )
         return router
 
     @property
@@ -73,7 +75,9 @@ def setup_prometheus_exporter(resource_monitor: ResourceMonitor) -> RoutedExport
     TypeError when it is given something else.
     """
     if not isinstance(resource_monitor, ResourceMonitor):
-        raise TypeError(f"setup_prometheus_exporter takes a ResourceMonitor, not {type(resource_monitor).__name__}")
+        raise TypeError(
+            f"setup_prometheus_exporter takes a ResourceMonitor, not {type(resource_monitor).__name__}"
+        )
     return RoutedExporter(resource_monitor)
 
 
@@ -100,13 +104,19 @@ def setup_monitoring(
     set up already, RuntimeError when it has started.
     """
     if not callable(getattr(app, "add_middleware", None)):
-        raise TypeError(f"setup_monitoring takes a FastAPI or Starlette application, not {type(app).__name__}")
+        raise TypeError(
+            f"setup_monitoring takes a FastAPI or Starlette application, not {type(app).__name__}"
+        )
     if resource_monitor is not None and not isinstance(resource_monitor, ResourceMonitor):
         raise TypeError(f"resource_monitor= is a ResourceMonitor, not {type(resource_monitor).__name__}")
     for name, path in (("dashboard_path", dashboard_path), ("health_path", health_path)):
         if path is not None and not (isinstance(path, str) and path.startswith("/") and path.strip("/")):
-            raise ValueError(f"{name} begins with '/' and names something, for example '/monitoring', not {path!r}")
-    if any(getattr(known, "cls", None) is MonitoringMiddleware for known in getattr(app, "user_middleware", ())):
+            raise ValueError(
+                f"{name} begins with '/' and names something, for example '/monitoring', not {path!r}"
+            )
+    if any(
+        getattr(known, "cls", None) is MonitoringMiddleware for known in getattr(app, "user_middleware", ())
+    ):
         raise ValueError("setup_monitoring was called for this application already")
     monitor = resource_monitor
     if monitor is None:
@@ -122,7 +132,9 @@ def setup_monitoring(
     if enable_dashboard:
         from uno.core.monitoring.dashboard import Dashboard
 
-        dashboard = Dashboard(monitor, token=token, dependencies=dependencies, allow_anonymous=allow_anonymous)
+        dashboard = Dashboard(
+            monitor, token=token, dependencies=dependencies, allow_anonymous=allow_anonymous
+        )
     app.add_middleware(
         MonitoringMiddleware,
         monitor=monitor,
@@ -201,7 +213,11 @@ class MonitoringMiddleware:
                 await self._health(scope_, send)
                 return
             base = self._dashboard_path
-            if self._dashboard is not None and (path == base or path.startswith(base + "/")) and self._is_ours(base):
+            if (
+                self._dashboard is not None
+                and (path == base or path.startswith(base + "/"))
+                and self._is_ours(base)
+            ):
                 await self._to_dashboard(scope_, receive, send)
                 return
         token = scope.set(RouteScope(scope_))
@@ -241,7 +257,11 @@ class MonitoringMiddleware:
             return message
 
         async def sending(message: Message) -> None:
-            if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed", "lifespan.startup.failed"):
+            if message["type"] in (
+                "lifespan.shutdown.complete",
+                "lifespan.shutdown.failed",
+                "lifespan.startup.failed",
+            ):
                 self._stop()
             await send(message)
 
@@ -277,7 +297,9 @@ class MonitoringMiddleware:
         await self._dashboard.app(inner, receive, send)
 
 
-async def _respond(send: Send, status: int, body: bytes, headers: dict[str, str], *, head: bool = False) -> None:
+async def _respond(
+    send: Send, status: int, body: bytes, headers: dict[str, str], *, head: bool = False
+) -> None:
     pairs = [(key.encode("latin-1"), value.encode("latin-1")) for key, value in headers.items()]
     pairs.append((b"content-length", str(len(body)).encode()))
     await send({"type": "http.response.start", "status": status, "headers": pairs})

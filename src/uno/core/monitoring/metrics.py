@@ -12,6 +12,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from math import ceil, exp, inf, isfinite, log, nan
 from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar
 
@@ -59,7 +60,9 @@ class CounterCell:
     def inc(self, amount: float = 1) -> None:
         """Add ``amount``; negative and NaN are refused with MetricError before anything changes."""
         if not amount >= 0:
-            raise MetricError(f"a counter only grows, cannot add {amount!r}; use a Gauge for values that fall")
+            raise MetricError(
+                f"a counter only grows, cannot add {amount!r}; use a Gauge for values that fall"
+            )
         self.value += amount
 
     def set_total(self, total: float) -> None:
@@ -307,7 +310,9 @@ class Metric(Generic[C]):
         self, name: str, description: str = "", labels: Sequence[str] = (), *, unit: str = "", title: str = ""
     ) -> None:
         if not isinstance(name, str) or not _NAME.match(name):
-            raise MetricError(f"bad metric name {name!r}: use letters, digits, '_', ':' and '.', not a digit first")
+            raise MetricError(
+                f"bad metric name {name!r}: use letters, digits, '_', ':' and '.', not a digit first"
+            )
         if isinstance(labels, str):
             raise MetricError(f"labels of {name!r} is a sequence of names: labels=[{labels!r}]")
         for label in labels:
@@ -339,7 +344,9 @@ class Metric(Generic[C]):
                 raise MetricError(f"{self.name!r} has the labels {list(names)}, got {sorted(named)}")
             values = tuple(named[name] for name in names)
         elif len(values) != len(names):
-            raise MetricError(f"{self.name!r} has {len(names)} labels {list(names)}, got {len(values)} values")
+            raise MetricError(
+                f"{self.name!r} has {len(names)} labels {list(names)}, got {len(values)} values"
+            )
         key = tuple(value if type(value) is str else clean_label(value) for value in values)
         return self._children.get(key) or self._add(key)
 
@@ -450,7 +457,7 @@ class Histogram(Metric[HistogramCell]):
     ) -> None:
         super().__init__(name, description, labels, unit=unit, title=title)
         bounds = [float(b) for b in buckets if b != inf]
-        if not bounds or any(not a < b for a, b in zip(bounds, bounds[1:], strict=False)):
+        if not bounds or any(not a < b for a, b in pairwise(bounds)):
             raise MetricError(f"buckets of {name!r} must be ascending numbers, got {list(buckets)}")
         self._bounds = tuple(bounds)
 

@@ -25,7 +25,7 @@ from uno.core.monitoring.dependencies import Callers
 from uno.core.monitoring.discovery import Discovery
 from uno.core.monitoring.health import Health, HealthBook
 from uno.core.monitoring.instrumentation import Stat, describe_site, failures
-from uno.core.monitoring.metrics import CounterCell, Counter, Gauge, Histogram, Metric, MetricError, Spec
+from uno.core.monitoring.metrics import Counter, CounterCell, Gauge, Histogram, Metric, MetricError, Spec
 from uno.core.monitoring.names import STANDARD, resolve, short_names
 from uno.core.monitoring.resource_types import Recogniser, load
 from uno.core.monitoring.resource_types.event_loop import LoopTarget
@@ -117,7 +117,9 @@ class ResourceMonitor:
             raise TypeError(f"ResourceMonitor takes a ResourceManager, not {type(resource_manager).__name__}")
         self.manager = ResourceManager() if resource_manager is None else resource_manager
         self.interval = float(interval)
-        self.collect_timeout = min(5.0, self.interval / 2) if collect_timeout is None else float(collect_timeout)
+        self.collect_timeout = (
+            min(5.0, self.interval / 2) if collect_timeout is None else float(collect_timeout)
+        )
         self.service = service or os.environ.get("OTEL_SERVICE_NAME") or ""
         self.clock = Clock()
         self.started = self.clock.now()
@@ -305,25 +307,37 @@ class ResourceMonitor:
         name, spec = metric.name, metric.spec
         with self._lock:
             if (resource.id, name) in self._metrics:
-                raise MetricError(f"{resource.id!r} has a metric {name!r} already; use that one, or another name")
+                raise MetricError(
+                    f"{resource.id!r} has a metric {name!r} already; use that one, or another name"
+                )
             for (other, used), known in self._metrics.items():
                 if known is metric:
-                    raise MetricError(f"this {name!r} belongs to {other!r}; make one metric for each resource")
+                    raise MetricError(
+                        f"this {name!r} belongs to {other!r}; make one metric for each resource"
+                    )
                 if used == name and known.kind != metric.kind:
-                    raise MetricError(f"{name!r} of {other!r} is a {known.kind}: one name, one kind of metric")
+                    raise MetricError(
+                        f"{name!r} of {other!r} is a {known.kind}: one name, one kind of metric"
+                    )
             if read is not None:
                 if not callable(read):
                     raise TypeError(f"read= is a function without arguments, not {type(read).__name__}")
                 if spec.labels:
                     raise MetricError(f"read= gives one number; {name!r} has the labels {list(spec.labels)}")
                 if metric.kind == "histogram":
-                    raise MetricError("read= gives one number a tick; a histogram is recorded to with observe()")
+                    raise MetricError(
+                        "read= gives one number a tick; a histogram is recorded to with observe()"
+                    )
                 self.collection.add_read(resource, spec, read)
             else:
                 source = self._specs(resource).get(resolve(name, resource.type))
                 if source is not None:
-                    if metric.kind == "histogram" != source.kind or (metric.kind == "counter" and source.kind == "gauge"):
-                        raise MetricError(f"{name!r} of a {resource.type} is a {source.kind}, not a {metric.kind}")
+                    if metric.kind == "histogram" != source.kind or (
+                        metric.kind == "counter" and source.kind == "gauge"
+                    ):
+                        raise MetricError(
+                            f"{name!r} of a {resource.type} is a {source.kind}, not a {metric.kind}"
+                        )
                     if source.name != name:
                         self._aliases.add(resource, metric, source.name, source.labels)
                 else:
@@ -368,7 +382,12 @@ class ResourceMonitor:
         raise UnknownMetricError(resource_id or type, name, known)
 
     def read(
-        self, resource_id: str, metric: str, labels: Mapping[str, str] | None = None, *, stat: str | None = None
+        self,
+        resource_id: str,
+        metric: str,
+        labels: Mapping[str, str] | None = None,
+        *,
+        stat: str | None = None,
     ) -> float | None:
         """The value of a metric at the last tick; None for a gap, or before the first tick.
 
@@ -384,7 +403,9 @@ class ResourceMonitor:
         ]
         if len(found) > 1:
             options = "; ".join(", ".join(f"{k}={v}" for k, v in s.label_map.items()) for s in found[:6])
-            raise MetricError(f"{metric!r} of {resource_id!r} has {len(found)} series, choose with labels=: {options}")
+            raise MetricError(
+                f"{metric!r} of {resource_id!r} has {len(found)} series, choose with labels=: {options}"
+            )
         return self.store.value(found[0], stat) if found else None
 
     def series(self, resource_id: str | None = None, metric: str | None = None) -> list[Reading]:
@@ -393,7 +414,9 @@ class ResourceMonitor:
             self.manager.get(resource_id)
         name = metric if metric is None or resource_id is None else self.resolve(resource_id, metric)
         if metric is not None and resource_id is None:
-            name = next((model for r in self.manager if (model := resolve(metric, r.type)) in STANDARD), metric)
+            name = next(
+                (model for r in self.manager if (model := resolve(metric, r.type)) in STANDARD), metric
+            )
         return [
             Reading(s.resource, s.metric.name, s.label_map, s.metric.kind, s.metric.unit, self.store.stats(s))
             for s in self.store.select(resource_id, name)
@@ -459,7 +482,10 @@ class ResourceMonitor:
             for hold in list(holds.values()):
                 groups.setdefault((describe_site(hold.site), hold.caller), []).append(hold.since)
             found += sorted(
-                (Holder(site, caller, min(s) + offset, len(s), waiting) for (site, caller), s in groups.items()),
+                (
+                    Holder(site, caller, min(s) + offset, len(s), waiting)
+                    for (site, caller), s in groups.items()
+                ),
                 key=lambda holder: (-holder.slots, holder.since),
             )
         return found
@@ -526,7 +552,7 @@ class ResourceMonitor:
     # -- the tick --------------------------------------------------------------------------------------
 
     def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Call ``listener()`` after each tick, on the monitor's thread; it must return at once. Returns what ends it."""
+        """Call ``listener()``, which must return at once, after each tick on the monitor's thread; returns what ends it."""
         with self._lock:
             self._listeners = (*self._listeners, listener)
 

@@ -165,8 +165,16 @@ SHORT: dict[str, dict[str, str]] = {
         "messages_consumed": "messaging.client.consumed.messages",
         "processing_time": "messaging.process.duration",
     },
-    "event_loop": {"lag": "uno.asyncio.loop.lag", "tasks": "uno.asyncio.loop.tasks", "blocked": "uno.asyncio.loop.blocked"},
-    "process": {"cpu": "process.cpu.utilization", "memory": "process.memory.usage", "threads": "process.thread.count"},
+    "event_loop": {
+        "lag": "uno.asyncio.loop.lag",
+        "tasks": "uno.asyncio.loop.tasks",
+        "blocked": "uno.asyncio.loop.blocked",
+    },
+    "process": {
+        "cpu": "process.cpu.utilization",
+        "memory": "process.memory.usage",
+        "threads": "process.thread.count",
+    },
 }
 
 _SUFFIX = {"s": "seconds", "By": "bytes", "1": "ratio"}
@@ -219,4 +227,3 @@ def wire_name(spec: Spec) -> str:
         if spec.kind == "counter":
             name += "_total"
     return name
-

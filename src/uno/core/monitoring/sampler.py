@@ -38,8 +38,8 @@ class Job:
     """
 
     __slots__ = (
-        "background", "done", "every", "failures", "in_flight", "label", "loop", "mode", "not_before", "reason", "run", "started",
-        "task", "timeout", "token",
+        "background", "done", "every", "failures", "in_flight", "label", "loop", "mode", "not_before", "reason",
+        "run", "started", "task", "timeout", "token",
     )  # fmt: skip
 
     def __init__(
@@ -113,7 +113,9 @@ class Sampler:
             if self.running:
                 return
             self._stop = threading.Event()
-            self._thread = threading.Thread(target=self._main, args=(self._stop,), name="uno-monitor", daemon=True)
+            self._thread = threading.Thread(
+                target=self._main, args=(self._stop,), name="uno-monitor", daemon=True
+            )
             self._thread.start()
 
     def stop(self, timeout: float = 2.0) -> None:
@@ -210,7 +212,9 @@ class Sampler:
     def _submit(self, job: Job) -> None:
         token = job.token
         future = self._workers.submit(job.run)
-        future.add_done_callback(lambda f: self._answer(job, token, None if f.exception() else f.result(), f.exception()))
+        future.add_done_callback(
+            lambda f: self._answer(job, token, None if f.exception() else f.result(), f.exception())
+        )
 
     def _launch(self, loop: asyncio.AbstractEventLoop, group: list[Job]) -> None:
         """One hop for all jobs of a loop."""
@@ -240,7 +244,7 @@ class Sampler:
             result = job.run()
             if inspect.isawaitable(result):
                 result = await result
-        except BaseException as raised:  # noqa: BLE001 - also SystemExit: it must not end the application's loop
+        except BaseException as raised:  # also SystemExit: it must not end the application's loop
             error = raised
         self._answer(job, token, result, error)
         if error is not None and type(error).__name__ == "CancelledError" and job.token == token:
@@ -370,5 +374,3 @@ def running_loop() -> Any:
     """The event loop that runs in this thread, or None; without importing asyncio."""
     asyncio = sys.modules.get("asyncio")
     return None if asyncio is None else asyncio._get_running_loop()
-
-

@@ -57,10 +57,13 @@ class Frame:
     ``rates``: change per second of the columns that count, NaN for all others and where there is none (first
     tick, reset); ``counting``: which columns those are; ``histograms``: (count, sum, counts by
     bucket) of each histogram; ``sketches``: what each histogram observed since the frame
-    before; ``moved``: when columns were put closer together since then, the old place of each column.
+    before; ``moved``: when columns were put closer together since then, the old place of each column; ``forgotten``:
+    the keys of the series that went with it.
     """
 
-    __slots__ = ("counting", "histograms", "moved", "rates", "row", "seq", "sketches", "time", "values", "version")
+    __slots__ = (
+        "counting", "forgotten", "histograms", "moved", "rates", "row", "seq", "sketches", "time", "values", "version",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -74,10 +77,11 @@ class Frame:
         histograms: dict[Series, tuple[int, float, tuple[int, ...]]],
         sketches: list[tuple[Series, Sketch]],
         moved: NDArray[np.int64] | None,
+        forgotten: tuple[str, ...] = (),
     ) -> None:
         self.time, self.seq, self.version = time, seq, version
         self.values, self.row, self.rates, self.counting = values, row, rates, counting
-        self.histograms, self.sketches, self.moved = histograms, sketches, moved
+        self.histograms, self.sketches, self.moved, self.forgotten = histograms, sketches, moved, forgotten
 
 
 class Series:
@@ -86,7 +90,13 @@ class Series:
     __slots__ = ("cell", "column", "key", "labels", "live", "metric", "resource", "wire")
 
     def __init__(self, resource: str, metric: Spec, labels: tuple[str, ...], cell: Cell, column: int) -> None:
-        self.resource, self.metric, self.labels, self.cell, self.column = resource, metric, labels, cell, column
+        self.resource, self.metric, self.labels, self.cell, self.column = (
+            resource,
+            metric,
+            labels,
+            cell,
+            column,
+        )
         self.live = True
         self.wire = wire_name(metric)
         pairs = ",".join(f"{name}={value}" for name, value in zip(metric.labels, labels, strict=True))
@@ -213,7 +223,11 @@ class SeriesStore:
                 self._put_cell(series, cell)
             else:
                 series = Series(resource, spec, labels, cell, len(self._columns))
-                counting = {"gauge": (False,), "counter": (True,), "histogram": (True, True, False, False, False)}
+                counting = {
+                    "gauge": (False,),
+                    "counter": (True,),
+                    "histogram": (True, True, False, False, False),
+                }
                 self._columns.extend([None] * series.width)
                 self._counting.extend(counting[spec.kind])
                 self._put_cell(series, cell)
@@ -244,7 +258,11 @@ class SeriesStore:
 
     def _put_cell(self, series: Series, cell: Cell) -> None:
         series.cell = cell
-        parts = (cell.count, cell.sum, cell.mean, cell.p95, cell.max) if isinstance(cell, HistogramCell) else (cell,)
+        parts = (
+            (cell.count, cell.sum, cell.mean, cell.p95, cell.max)
+            if isinstance(cell, HistogramCell)
+            else (cell,)
+        )
         self._columns[series.column : series.column + len(parts)] = parts
 
     def _index(self) -> None:
@@ -307,8 +325,10 @@ class SeriesStore:
 
         last = self.frame
         moved: NDArray[np.int64] | None = None
+        forgotten: tuple[str, ...] = ()
         with self._lock:
             if len(self._gone) > max(1_000, len(self._series)):
+                forgotten = tuple(series.key for series in self._gone.values())
                 moved = np.array(self._compact(), dtype=np.int64)
             columns, version, histograms = self._columns, self.version, self._histograms
             sketches = []
@@ -339,7 +359,9 @@ class SeriesStore:
             rates[:n] = change / (time - last.time)
             rates[~counting] = np.nan
         seq = 1 if last is None else last.seq + 1
-        self.frame = Frame(time, seq, version, values, row, rates, counting, frozen, sketches, moved)
+        self.frame = Frame(
+            time, seq, version, values, row, rates, counting, frozen, sketches, moved, forgotten
+        )
         return self.frame
 
     def _compact(self) -> list[int]:
@@ -382,7 +404,11 @@ class SeriesStore:
         column, rate = chosen[:, 0], chosen[:, 1].astype(bool)
         inside = column < len(frame.row)
         column = np.where(inside, column, 0)
-        found = np.where(rate, frame.rates[column], frame.row[column]) if len(frame.row) else np.full(len(column), nan)
+        found = (
+            np.where(rate, frame.rates[column], frame.row[column])
+            if len(frame.row)
+            else np.full(len(column), nan)
+        )
         return np.where(inside, found, nan)
 
     def value(self, series: Series, stat: str | None = None, frame: Frame | None = None) -> float | None:
@@ -428,5 +454,3 @@ _GAP = GaugeCell(nan)
 def _blank(series: Series) -> None:
     if isinstance(series.cell, GaugeCell):
         series.cell.value = nan
-
-

@@ -48,14 +48,18 @@ class ResourceTypeMonitor:
     #: The metrics that a card shows, the first one as its chart.
     headline: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, resource_manager: ResourceManager | None = None, resource_type: str | None = None) -> None:
+    def __init__(
+        self, resource_manager: ResourceManager | None = None, resource_type: str | None = None
+    ) -> None:
         self.resource_manager = resource_manager
         if resource_type is not None:
             if not isinstance(resource_type, str) or not resource_type:
                 raise ValueError(f"resource_type is a non-empty string, not {resource_type!r}")
             self.resource_type = resource_type  # type: ignore[misc]
         if not self.resource_type:
-            raise ValueError(f"{type(self).__name__} needs a resource_type: super().__init__(manager, resource_type=...)")
+            raise ValueError(
+                f"{type(self).__name__} needs a resource_type: super().__init__(manager, resource_type=...)"
+            )
         self.specs: dict[str, Spec] = {spec.name: spec for spec in self.metrics}
         self._is_set_up = False
 
@@ -107,7 +111,9 @@ class ResourceTypeMonitor:
         """
         batch = current_batch.get()
         if batch is None:
-            raise RuntimeError("update_metric works inside collect_metrics only, which says whose value it is")
+            raise RuntimeError(
+                "update_metric works inside collect_metrics only, which says whose value it is"
+            )
         spec = self.specs.get(name)
         if spec is None:
             raise MetricError(f"{type(self).__name__} has no metric {name!r}.{near(name, self.specs)}")

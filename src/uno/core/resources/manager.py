@@ -75,7 +75,9 @@ class ResourceManager:
         if read is not None and not callable(read):
             raise ResourceError(f"read= is a function without arguments, not {_kind(read)}")
         driver = self.kinds.driver_of(obj) if obj is not None else None
-        return self._add(obj, driver, id, name, type, labels, depends_on, read, loop, discovered=False, how="registered")
+        return self._add(
+            obj, driver, id, name, type, labels, depends_on, read, loop, discovered=False, how="registered"
+        )
 
     def discovered(self, obj: Any, driver: Driver, *, id: str, how: str, loop: Any = None) -> Resource | None:
         """Add what discovery found: held weakly, gone when the application drops it. None when it is known already."""
@@ -112,7 +114,9 @@ class ResourceManager:
             )
         type = type or (driver.resource_type if driver is not None else CUSTOM)
         if not isinstance(type, str) or not ID.match(type):
-            raise ResourceError(f"bad resource type {type!r}: use letters, digits and _, for example 'database'")
+            raise ResourceError(
+                f"bad resource type {type!r}: use letters, digits and _, for example 'database'"
+            )
         for key, value in (labels or {}).items():
             if not isinstance(key, str) or not isinstance(value, str):
                 raise ResourceError(f"labels of {id!r} map str to str, got {_kind(key)} to {_kind(value)}")
@@ -221,7 +225,10 @@ class ResourceManager:
         self.workers.reinit_after_fork()
 
     def _free_id(self, stem: str) -> str:
-        stem = "".join(c if ID.match(c) or c in ".:/@+-" else "-" for c in stem)[:100].strip(".:/@+-") or "resource"
+        stem = (
+            "".join(c if ID.match(c) or c in ".:/@+-" else "-" for c in stem)[:100].strip(".:/@+-")
+            or "resource"
+        )
         number, id = 1, stem
         while id in self._resources:
             number += 1

@@ -35,7 +35,9 @@ class Driver(Protocol):
     def reference(self, target: Any) -> Callable[[], Any]: ...
     def attach(self, target: Any) -> None: ...
     def detach(self, target: Any) -> None: ...
-    def statistics(self, target: Any) -> Mapping[str, float | None] | Awaitable[Mapping[str, float | None]]: ...
+    def statistics(
+        self, target: Any
+    ) -> Mapping[str, float | None] | Awaitable[Mapping[str, float | None]]: ...
     def ping(self, target: Any) -> Awaitable[object] | object: ...
 
 
@@ -157,7 +159,9 @@ def numbers_of(id: str, found: object) -> dict[str, float | None]:
     if isinstance(found, (int, float)) and not isinstance(found, bool):
         return {"value": float(found)}
     if not isinstance(found, Mapping):
-        raise ResourceError(f"{id!r}: statistics are a mapping of names to numbers, not {type(found).__name__}")
+        raise ResourceError(
+            f"{id!r}: statistics are a mapping of names to numbers, not {type(found).__name__}"
+        )
     numbers: dict[str, float | None] = {}
     for name, value in found.items():
         if isinstance(name, str) and (value is None or isinstance(value, (int, float))):

@@ -37,13 +37,18 @@ class _Family:
         self.histograms: list[tuple[Series, list[str], str, str]] = []
 
     def add(self, name: str, series: Series) -> None:
-        pairs = [("resource", series.resource), *zip(map(wire_label, series.metric.labels), series.labels, strict=True)]
+        pairs = [
+            ("resource", series.resource),
+            *zip(map(wire_label, series.metric.labels), series.labels, strict=True),
+        ]
         labels = ",".join(f'{key}="{_escape_label(value)}"' for key, value in pairs)
         cell = series.cell
         if series.metric.kind == "histogram" and isinstance(cell, HistogramCell):
             bounds = [*map(_number, cell.bounds), "+Inf"]
             buckets = [f'{name}_bucket{{{labels},le="{bound}"}} ' for bound in bounds]
-            self.histograms.append((series, buckets, f"{name}_sum{{{labels}}} ", f"{name}_count{{{labels}}} "))
+            self.histograms.append(
+                (series, buckets, f"{name}_sum{{{labels}}} ", f"{name}_count{{{labels}}} ")
+            )
         else:
             self.columns.append(series.column)
             self.prefixes.append(f"{name}{{{labels}}} ")
@@ -126,12 +131,17 @@ class PrometheusExporter:
         monitor = self.resource_monitor
         info, health = [], []
         for r in monitor.manager:
-            info.append(_line("uno_resource_info", 1, resource=r.id, type=r.type, name=r.name, endpoint=r.endpoint or ""))
+            info.append(
+                _line(
+                    "uno_resource_info", 1, resource=r.id, type=r.type, name=r.name, endpoint=r.endpoint or ""
+                )
+            )
             status = monitor.health_of(r.id).status.value if r in monitor.manager else "unknown"
             health.append(_line("uno_resource_health", 1, resource=r.id, status=status))
         alerts = [
             _line(
-                "uno_alert", 1, resource=a.resource, metric=a.metric, level=a.level.label, state=a.state, source=a.source,
+                "uno_alert", 1, resource=a.resource, metric=a.metric, level=a.level.label, state=a.state,
+                source=a.source,
                 **{f"label_{wire_label(k)}": v for k, v in a.labels.items()},
             )
             for a in monitor.alerts.active()
