@@ -1,0 +1,108 @@
+"""What can be done from a shell? ``uno types``, ``uno check URL``, ``uno demo``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+from uno import __version__
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 well, 1 not well, 2 wrong use or no answer."""
+    parser = argparse.ArgumentParser(prog="uno", description="The resource monitor for Python services.")
+    parser.add_argument("--version", action="version", version=f"uno {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    types = commands.add_parser("types", help="list the kinds of resource that are recognised")
+    types.add_argument("--json", action="store_true", help="as JSON")
+    check = commands.add_parser("check", help="ask a service's health endpoint; the exit code tells")
+    check.add_argument("url", help="for example http://127.0.0.1:8000/health")
+    check.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS", help="how long to wait (default 5)")
+    check.add_argument("--json", action="store_true", help="print the answer as it is")
+    commands.add_parser("demo", help="run the demo shop with its live page", add_help=False)
+    chosen, rest = parser.parse_known_args(arguments)
+    if chosen.command == "demo":
+        return _demo(rest)
+    if rest:
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    if chosen.command == "types":
+        return _types(as_json=chosen.json)
+    if chosen.command == "check":
+        return _check(chosen.url, chosen.timeout, as_json=chosen.json)
+    parser.print_help()
+    return 2
+
+
+def _types(*, as_json: bool) -> int:
+    from uno.core.monitoring.resource_types import load
+
+    rows = sorted(
+        (kind.resource_type, target, kind.tested)
+        for kind in load().kinds
+        for target in kind.targets
+        if not target.startswith("uno.")
+    )
+    if as_json:
+        print(json.dumps([{"type": a, "class": b, "tested": c} for a, b, c in rows], indent=2))
+        return 0
+    for kind, target, tested in rows:
+        print(f"{kind:<15} {target:<50} {tested}".rstrip())
+    return 0
+
+
+def _check(url: str, timeout: float, *, as_json: bool) -> int:
+    if urlsplit(url).scheme not in ("http", "https"):
+        print(f"uno check: {url!r} is no http or https address", file=sys.stderr)
+        return 2
+    request = Request(url, headers={"accept": "application/health+json, application/json"})
+    try:
+        with urlopen(request, timeout=timeout) as answer:
+            body = answer.read()
+    except HTTPError as error:
+        body = error.read()
+    except (URLError, OSError) as error:
+        reason = getattr(error, "reason", error)
+        print(f"uno check: no answer from {url}: {reason}", file=sys.stderr)
+        return 2
+    try:
+        found: Any = json.loads(body)
+        status = found["status"]
+    except (ValueError, KeyError, TypeError):
+        print(f"uno check: {url} is no health endpoint of uno", file=sys.stderr)
+        return 2
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        print(f"{status}: {url}")
+        for name, entries in sorted(found.get("checks", {}).items()):
+            for entry in entries if isinstance(entries, list) else [entries]:
+                if entry.get("status") != "pass":
+                    print(f"  {entry.get('status')}  {name}  {entry.get('output', '')}".rstrip())
+    return 0 if status in ("pass", "warn") else 1
+
+
+def _demo(arguments: Sequence[str]) -> int:
+    import importlib.util
+
+    missing = [name for name in ("fastapi", "uvicorn", "httpx", "sqlalchemy") if not importlib.util.find_spec(name)]
+    if missing:
+        print(f"uno demo needs {', '.join(missing)}: pip install 'uno-monitor[demo]'", file=sys.stderr)
+        return 2
+    import runpy
+
+    sys.argv = ["uno demo", *arguments]
+    try:
+        runpy.run_module("uno.demo", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Does the command line answer, and does its exit code tell?"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from uno import __version__
+from uno.cli import main
+
+
+@pytest.fixture
+def health() -> Iterator[tuple[str, dict[str, object]]]:
+    """A health endpoint that answers what the test puts into it."""
+    said: dict[str, object] = {"code": 200, "body": b'{"status": "pass"}'}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(int(str(said["code"])))
+            self.end_headers()
+            body = said["body"]
+            assert isinstance(body, bytes)
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/health", said
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_types_lists_what_is_recognised(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["types"]) == 0
+    assert "concurrent.futures.thread.ThreadPoolExecutor" in capsys.readouterr().out
+    assert main(["types", "--json"]) == 0
+    assert {"thread_pool"} <= {row["type"] for row in json.loads(capsys.readouterr().out)}
+
+
+def test_check_tells_by_its_exit_code(
+    health: tuple[str, dict[str, object]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, said = health
+    assert main(["check", url]) == 0
+    said["body"] = b'{"status": "warn", "checks": {"db:database": [{"status": "warn", "output": "saturated"}]}}'
+    assert main(["check", url]) == 0
+    assert "warn  db:database  saturated" in capsys.readouterr().out
+    said.update(code=503, body=b'{"status": "fail"}')
+    assert main(["check", url]) == 1
+    said.update(code=200, body=b"<html>")
+    assert main(["check", url]) == 2
+    assert "no health endpoint" in capsys.readouterr().err
+
+
+def test_check_without_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "http://127.0.0.1:9/health"]) == 2
+    assert "no answer" in capsys.readouterr().err
+    assert main(["check", "file:///etc/passwd"]) == 2
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "COMMAND" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert __version__ in capsys.readouterr().out
