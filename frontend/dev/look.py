@@ -36,6 +36,12 @@ PAGES = {
     "hostile-map": "hostile/#/map",
 }
 AXE = (HERE.parent / "node_modules/axe-core/axe.min.js").read_text()
+RUN_AXE = """axe.run().then(r => r.violations.map(v => v.id + ': '
+    + v.nodes.slice(0, 3).map(n => n.target + ' ' + (n.any[0]?.message || '')).join(' | ')))"""
+OVERFLOW = """[document.documentElement.scrollWidth - innerWidth,
+    [...document.querySelectorAll('main *, header *')]
+        .filter(e => !e.closest('.scroll, .vh, pre, svg, .plot') && e.getBoundingClientRect().right > innerWidth + 1)
+        .map(e => e.outerHTML.slice(0, 90)).slice(0, 3)]"""
 EXPECTED = re.compile(r"status of 40[14]")
 
 bad = 0
@@ -54,19 +60,20 @@ with sync_playwright() as p:
                 context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
                 page = context.new_page()
                 said: list[str] = []
-                page.on("console", lambda m, said=said: said.append(m.text) if m.type in ("error", "warning") else None)
+                page.on(
+                    "console",
+                    lambda m, said=said: said.append(m.text) if m.type in ("error", "warning") else None,
+                )
                 page.on("pageerror", lambda e, said=said: said.append(str(e)))
                 page.goto(f"{BASE}/{path}")
                 page.wait_for_timeout(2600)
-                over = page.evaluate(
-                    "[document.documentElement.scrollWidth - innerWidth, [...document.querySelectorAll('main *, header *')]"
-                    ".filter(e => !e.closest('.scroll, .vh, pre, svg, .plot') && e.getBoundingClientRect().right > innerWidth + 1)"
-                    ".map(e => e.outerHTML.slice(0, 90)).slice(0, 3)]"
-                )
+                over = page.evaluate(OVERFLOW)
                 page.screenshot(path=OUT / f"{shot}.png", full_page=name not in ("many",))
                 page.evaluate(AXE)
-                found = page.evaluate("axe.run().then(r => r.violations.map(v => v.id + ': ' + v.nodes.slice(0, 3).map(n => n.target + ' ' + (n.any[0]?.message || '')).join(' | ')))")
-                problems = [f"console: {s}" for s in said if not EXPECTED.search(s)] + [f"axe: {v}" for v in found]
+                found = page.evaluate(RUN_AXE)
+                problems = [f"console: {s}" for s in said if not EXPECTED.search(s)] + [
+                    f"axe: {v}" for v in found
+                ]
                 if over[0] > 0 or over[1]:
                     problems.append(f"overflow: {over}")
                 bad += len(problems)

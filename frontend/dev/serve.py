@@ -8,6 +8,7 @@ The first part of the path chooses the scenario: ok, busy, empty, many (1,000 re
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import random
@@ -89,7 +90,20 @@ def wave(seed: str, t: float, base: float, spread: float = 0.35) -> float:
     r = random.Random(seed)
     a, b, c = (r.uniform(0, 6.28) for _ in range(3))
     noise = random.Random(f"{seed}{int(t)}").uniform(-0.5, 0.5)
-    return max(0.0, base * (1 + spread * (0.5 * math.sin(t / 23 + a) + 0.3 * math.sin(t / 7 + b) + 0.2 * math.sin(t / 301 + c) + 0.4 * noise)))
+    return max(
+        0.0,
+        base
+        * (
+            1
+            + spread
+            * (
+                0.5 * math.sin(t / 23 + a)
+                + 0.3 * math.sin(t / 7 + b)
+                + 0.2 * math.sin(t / 301 + c)
+                + 0.4 * noise
+            )
+        ),
+    )
 
 
 class World:
@@ -104,11 +118,20 @@ class World:
         if name == "many":
             kinds = list(FIGURES)
             self.rows = [
-                (f"{kinds[i % 8].replace('_', '-')}-{i // 8:03d}", kinds[i % 8], f"host{i % 40}:5432", 0.1 + i % 7 / 10)
+                (
+                    f"{kinds[i % 8].replace('_', '-')}-{i // 8:03d}",
+                    kinds[i % 8],
+                    f"host{i % 40}:5432",
+                    0.1 + i % 7 / 10,
+                )
                 for i in range(1000)
             ]
         if name == "hostile":
-            self.rows = [(HOSTILE, "database", HOSTILE, 0.4), ("a/b c?d#e&f%", "x" * 80, None, 0.1), ("日本語のデータベース", "custom", None, 0.2)]
+            self.rows = [
+                (HOSTILE, "database", HOSTILE, 0.4),
+                ("a/b c?d#e&f%", "x" * 80, None, 0.1),
+                ("日本語のデータベース", "custom", None, 0.2),
+            ]
 
     def level(self, id: str) -> str:
         if self.name == "many":
@@ -139,7 +162,15 @@ class World:
         if base:
             u = self.use(id, base, t)
             limit = LIMITS.get(kind, 20)
-            out.append({"metric": USE, "title": "In use", "value": u, "unit": "1", "text": f"{round(u * limit)} of {limit}"})
+            out.append(
+                {
+                    "metric": USE,
+                    "title": "In use",
+                    "value": u,
+                    "unit": "1",
+                    "text": f"{round(u * limit)} of {limit}",
+                }
+            )
         for metric, title, unit, _, typical in FIGURES.get(kind, []):
             v: float | None = wave(id + metric, t, typical)
             if unit.startswith("{") and not unit.endswith("/s") and typical > 1:
@@ -163,36 +194,76 @@ class World:
     def alerts(self) -> list[dict[str, Any]]:
         def alert(of: str, **more: Any) -> dict[str, Any]:
             return {
-                "id": f"{of}/1", "resource": of, "metric": USE, "title": "In use", "labels": {}, "source": "threshold",
-                "level": "critical", "state": "firing", "value": 1.0, "threshold": 0.9, "unit": "1",
+                "id": f"{of}/1",
+                "resource": of,
+                "metric": USE,
+                "title": "In use",
+                "labels": {},
+                "source": "threshold",
+                "level": "critical",
+                "state": "firing",
+                "value": 1.0,
+                "threshold": 0.9,
+                "unit": "1",
                 "message": "Database connection pool utilization high",
                 "cause": "10 of 10 connections held: shop/app.py:88 in leak, longest 48 s",
-                "since": STARTED + 3938, "fired_at": STARTED + 3940, "resolved_at": None, **more,
-            }  # fmt: skip
+                "since": STARTED + 3938,
+                "fired_at": STARTED + 3940,
+                "resolved_at": None,
+                **more,
+            }
 
         failing = {
-            "level": "warning", "metric": "uno.http.client.error_ratio", "title": "Failing", "value": 0.18, "threshold": 0.1,
-            "message": "Requests to payments.internal fail", "cause": "ConnectTimeout in 18 of 100 requests: POST /charge",
-        }  # fmt: skip
+            "level": "warning",
+            "metric": "uno.http.client.error_ratio",
+            "title": "Failing",
+            "value": 0.18,
+            "threshold": 0.1,
+            "message": "Requests to payments.internal fail",
+            "cause": "ConnectTimeout in 18 of 100 requests: POST /charge",
+        }
         out = []
         for id, *_ in self.rows:
             level = self.level(id)
             if level == "critical":
-                out.append(alert(id, **({"message": HOSTILE, "cause": HOSTILE} if self.name == "hostile" else {})))
+                out.append(
+                    alert(id, **({"message": HOSTILE, "cause": HOSTILE} if self.name == "hostile" else {}))
+                )
             elif level == "warning":
                 out.append(alert(id, **failing))
         if self.name == "busy":
-            out.append(alert("orders-db", id="orders-db/2", level="warning", state="pending", value=0.72, threshold=0.7, cause="",
-                             message="Database connection pool utilization high", fired_at=None, since=time.time() - 4, source="threshold"))  # fmt: skip
+            out.append(
+                alert(
+                    "orders-db",
+                    id="orders-db/2",
+                    level="warning",
+                    state="pending",
+                    value=0.72,
+                    threshold=0.7,
+                    cause="",
+                    message="Database connection pool utilization high",
+                    fired_at=None,
+                    since=time.time() - 4,
+                    source="threshold",
+                )
+            )
         return out
 
     def history(self) -> list[dict[str, Any]]:
         base = dict((self.alerts() or World("busy").alerts())[0])
         return [
-            {**base, "id": f"old/{i}", "state": "resolved", "since": STARTED + 300 * i, "fired_at": STARTED + 300 * i + 5,
-             "resolved_at": STARTED + 300 * i + 65 + 17 * i, "level": "warning" if i % 3 else "critical", "value": 0.8 + i / 50}
+            {
+                **base,
+                "id": f"old/{i}",
+                "state": "resolved",
+                "since": STARTED + 300 * i,
+                "fired_at": STARTED + 300 * i + 5,
+                "resolved_at": STARTED + 300 * i + 65 + 17 * i,
+                "level": "warning" if i % 3 else "critical",
+                "value": 0.8 + i / 50,
+            }
             for i in range(12)
-        ]  # fmt: skip
+        ]
 
     def verdict(self) -> dict[str, str]:
         bad = [id for id, *_ in self.rows if self.level(id) in ("critical", "warning")]
@@ -206,16 +277,30 @@ class World:
     def resource(self, row: tuple[str, str, str | None, float], t: float) -> dict[str, Any]:
         id, kind, endpoint, base = row
         times = [t - 59 + i for i in range(60)]
-        metric, title, unit = (USE, "In use", "1") if base else (f := FIGURES[kind][0])[:3]
+        metric, title, unit = (USE, "In use", "1") if base else FIGURES[kind][0][:3]
         return {
-            "id": id, "name": id, "type": kind, "endpoint": endpoint, "labels": {"team": "checkout"} if kind == "database" else {},
-            "discovered": kind in ("process", "event_loop"), "library": {"database": "sqlalchemy 2.1.9", "redis": "redis 6.4.0"}.get(kind),
-            "note": "outside tested versions: read only" if id == "search" else "", "health": self.health(id), "level": self.level(id),
+            "id": id,
+            "name": id,
+            "type": kind,
+            "endpoint": endpoint,
+            "labels": {"team": "checkout"} if kind == "database" else {},
+            "discovered": kind in ("process", "event_loop"),
+            "library": {"database": "sqlalchemy 2.1.9", "redis": "redis 6.4.0"}.get(kind),
+            "note": "outside tested versions: read only" if id == "search" else "",
+            "health": self.health(id),
+            "level": self.level(id),
             "figures": self.figures(id, kind, base, t),
-            "spark": {"metric": metric, "title": title, "unit": unit, "min": 0, "max": 1 if base else None, "times": times,
-                      "values": [self.spark_value(id, kind, base, x) for x in times]},
+            "spark": {
+                "metric": metric,
+                "title": title,
+                "unit": unit,
+                "min": 0,
+                "max": 1 if base else None,
+                "times": times,
+                "values": [self.spark_value(id, kind, base, x) for x in times],
+            },
             "alerts": [a["id"] for a in self.alerts() if a["resource"] == id] if self.name != "many" else [],
-        }  # fmt: skip
+        }
 
     def now(self) -> float:
         if self.name == "stopped":
@@ -223,41 +308,119 @@ class World:
         return STARTED + 3990 if self.name == "stalled" else time.time()
 
     def cost(self) -> dict[str, Any]:
-        return {"cpu_ratio": 0.003, "tick_seconds": 0.0011, "series": 9 * len(self.rows), "history_bytes": 1_834_567, "retention_seconds": 3600}
+        return {
+            "cpu_ratio": 0.003,
+            "tick_seconds": 0.0011,
+            "series": 9 * len(self.rows),
+            "history_bytes": 1_834_567,
+            "retention_seconds": 3600,
+        }
 
     def snapshot(self) -> dict[str, Any]:
         t = self.now()
         return {
-            "version": "0.1.0", "service": "shop", "host": "web-1", "pid": 4711, "started": STARTED, "now": time.time() if self.name == "stalled" else t,
-            "interval": 1.0, "running": self.name != "stopped", "last_tick": t, "verdict": self.verdict(), "cost": self.cost(),
-            "discovery": [{"resource": "loop-main", "how": "running event loop"}, {"resource": "process", "how": "always there"}] if self.rows else [],
-            "resources": [self.resource(row, t) for row in self.rows], "alerts": self.alerts(),
-        }  # fmt: skip
+            "version": "0.1.0",
+            "service": "shop",
+            "host": "web-1",
+            "pid": 4711,
+            "started": STARTED,
+            "now": time.time() if self.name == "stalled" else t,
+            "interval": 1.0,
+            "running": self.name != "stopped",
+            "last_tick": t,
+            "verdict": self.verdict(),
+            "cost": self.cost(),
+            "discovery": [
+                {"resource": "loop-main", "how": "running event loop"},
+                {"resource": "process", "how": "always there"},
+            ]
+            if self.rows
+            else [],
+            "resources": [self.resource(row, t) for row in self.rows],
+            "alerts": self.alerts(),
+        }
 
     def tick(self, seq: int) -> dict[str, Any]:
         t = self.now()
         return {
-            "now": t, "seq": seq, "running": True, "verdict": self.verdict(), "cost": self.cost(), "added": [], "removed": [], "alerts": self.alerts(),
+            "now": t,
+            "seq": seq,
+            "running": True,
+            "verdict": self.verdict(),
+            "cost": self.cost(),
+            "added": [],
+            "removed": [],
+            "alerts": self.alerts(),
             "resources": {
-                id: {"level": self.level(id), "health": self.health(id), "figures": self.figures(id, kind, base, t), "v": self.spark_value(id, kind, base, t)}
+                id: {
+                    "level": self.level(id),
+                    "health": self.health(id),
+                    "figures": self.figures(id, kind, base, t),
+                    "v": self.spark_value(id, kind, base, t),
+                }
                 for id, kind, _, base in self.rows
             },
-        }  # fmt: skip
+        }
 
     def metrics(self, row: tuple[str, str, str | None, float], t: float) -> list[dict[str, Any]]:
         id, kind, _, base = row
         out = []
         if base:
-            out.append({"name": USE, "title": "In use", "kind": "gauge", "unit": "1", "description": "Share of the limit that is in use",
-                        "short": ["connection_pool_usage"], "series": [{"labels": {}, "value": self.use(id, base, t), "stats": {"value": self.use(id, base, t)}}]})  # fmt: skip
+            out.append(
+                {
+                    "name": USE,
+                    "title": "In use",
+                    "kind": "gauge",
+                    "unit": "1",
+                    "description": "Share of the limit that is in use",
+                    "short": ["connection_pool_usage"],
+                    "series": [
+                        {
+                            "labels": {},
+                            "value": self.use(id, base, t),
+                            "stats": {"value": self.use(id, base, t)},
+                        }
+                    ],
+                }
+            )
         if kind == "database":
             states = [("idle", 1 - base), ("used", base)]
-            out.append({"name": "db.client.connection.count", "title": "Connections", "kind": "gauge", "unit": "{connection}", "description": "Connections of the pool by state", "short": ["connections"],
-                        "series": [{"labels": {"state": s}, "value": 1, "stats": {"value": round(10 * wave(id + s, t, b))}} for s, b in states]})  # fmt: skip
+            out.append(
+                {
+                    "name": "db.client.connection.count",
+                    "title": "Connections",
+                    "kind": "gauge",
+                    "unit": "{connection}",
+                    "description": "Connections of the pool by state",
+                    "short": ["connections"],
+                    "series": [
+                        {
+                            "labels": {"state": s},
+                            "value": 1,
+                            "stats": {"value": round(10 * wave(id + s, t, b))},
+                        }
+                        for s, b in states
+                    ],
+                }
+            )
         for metric, title, unit, sort, typical in FIGURES.get(kind, []):
             v = wave(id + metric, t, typical)
-            stats = {"gauge": {"value": v}, "counter": {"total": 1e5, "rate": v}, "histogram": {"count": 9, "rate": 9.0, "mean": v / 2, "p95": v, "max": v * 1.2}}[sort]
-            out.append({"name": metric, "title": title.replace(" p95", " time"), "kind": sort, "unit": unit.removesuffix("/s"), "description": "", "short": [], "series": [{"labels": {}, "value": v, "stats": stats}]})
+            stats = {
+                "gauge": {"value": v},
+                "counter": {"total": 1e5, "rate": v},
+                "histogram": {"count": 9, "rate": 9.0, "mean": v / 2, "p95": v, "max": v * 1.2},
+            }[sort]
+            out.append(
+                {
+                    "name": metric,
+                    "title": title.replace(" p95", " time"),
+                    "kind": sort,
+                    "unit": unit.removesuffix("/s"),
+                    "description": "",
+                    "short": [],
+                    "series": [{"labels": {}, "value": v, "stats": stats}],
+                }
+            )
         return out
 
     def detail(self, id: str) -> dict[str, Any] | None:
@@ -268,18 +431,66 @@ class World:
         hot = self.level(id) == "critical"
         holders = [
             {"site": "shop/app.py:88 in leak", "caller": "POST /incident/leak", "since": t - 48, "count": 7},
-            {"site": "shop/app.py:41 in checkout", "caller": "GET /orders/{id}", "since": t - 0.4, "count": 3},
+            {
+                "site": "shop/app.py:41 in checkout",
+                "caller": "GET /orders/{id}",
+                "since": t - 0.4,
+                "count": 3,
+            },
         ]
         return {
-            **self.resource(row, t), "metrics": self.metrics(row, t), "holders": holders if hot else holders[1:] if row[1] == "database" else [],
-            "waiters": [{"site": "shop/app.py:41 in checkout", "caller": "GET /orders/{id}", "since": t - 6, "count": 5}, {"site": "shop/jobs.py:12 in nightly", "caller": None, "since": t - 3, "count": 2}] if hot else [],
-            "thresholds": [{"metric": USE, "title": "In use", "unit": "1", "warning": 0.7, "critical": 0.9, "direction": "above", "for": 5, "message": "Database connection pool utilization high", "level": self.level(id), "default": True}],
-            "depends_on": ["server:db1:5432"], "dependents": ["GET /orders/{id}", "reports-db"],
-            "health_history": [{"time": STARTED + 3940, **{k: self.health(id)[k] for k in ("status", "reason")}}, {"time": STARTED, "status": "up", "reason": ""}],
+            **self.resource(row, t),
+            "metrics": self.metrics(row, t),
+            "holders": holders if hot else holders[1:] if row[1] == "database" else [],
+            "waiters": [
+                {
+                    "site": "shop/app.py:41 in checkout",
+                    "caller": "GET /orders/{id}",
+                    "since": t - 6,
+                    "count": 5,
+                },
+                {"site": "shop/jobs.py:12 in nightly", "caller": None, "since": t - 3, "count": 2},
+            ]
+            if hot
+            else [],
+            "thresholds": [
+                {
+                    "metric": USE,
+                    "title": "In use",
+                    "unit": "1",
+                    "warning": 0.7,
+                    "critical": 0.9,
+                    "direction": "above",
+                    "for": 5,
+                    "message": "Database connection pool utilization high",
+                    "level": self.level(id),
+                    "default": True,
+                }
+            ],
+            "depends_on": ["server:db1:5432"],
+            "dependents": ["GET /orders/{id}", "reports-db"],
+            "health_history": [
+                {"time": STARTED + 3940, **{k: self.health(id)[k] for k in ("status", "reason")}},
+                {"time": STARTED, "status": "up", "reason": ""},
+            ],
             "alert_history": [a for a in self.alerts() if a["resource"] == id] + self.history()[:4],
-            "anomalies": [{"metric": "db.client.operation.duration", "state": "learning, 3 min of 7 days", "started": None, "explanation": ""},
-                          {"metric": USE, "state": "watching", "started": t - 40, "explanation": "1.00, usually 0.31 to 0.52 at this time; seen in 1 of 9,000 ticks"}] if row[1] == "database" else [],
-        }  # fmt: skip
+            "anomalies": [
+                {
+                    "metric": "db.client.operation.duration",
+                    "state": "learning, 3 min of 7 days",
+                    "started": None,
+                    "explanation": "",
+                },
+                {
+                    "metric": USE,
+                    "state": "watching",
+                    "started": t - 40,
+                    "explanation": "1.00, usually 0.31 to 0.52 at this time; seen in 1 of 9,000 ticks",
+                },
+            ]
+            if row[1] == "database"
+            else [],
+        }
 
     def series(self, id: str, metric: str, start: float, end: float, points: int) -> dict[str, Any]:
         row = next(r for r in self.rows if r[0] == id)
@@ -297,8 +508,18 @@ class World:
                     v = next(x for x in now if x["name"] == metric)["series"][k]["stats"][stat]
                     values.append(None if STARTED + 3600 < t < STARTED + 3630 else v)
                 lines.append({"labels": s["labels"], "stat": stat, "values": values})
-        return {"resource": id, "metric": metric, "title": m["title"], "unit": m["unit"], "kind": m["kind"], "times": times, "series": lines,
-                "warning": 0.7 if metric == USE else None, "critical": 0.9 if metric == USE else None, "exact": True}  # fmt: skip
+        return {
+            "resource": id,
+            "metric": metric,
+            "title": m["title"],
+            "unit": m["unit"],
+            "kind": m["kind"],
+            "times": times,
+            "series": lines,
+            "warning": 0.7 if metric == USE else None,
+            "critical": 0.9 if metric == USE else None,
+            "exact": True,
+        }
 
     def graph(self) -> dict[str, Any]:
         ids = [r[0] for r in self.rows][:40]
@@ -308,11 +529,21 @@ class World:
         nodes = [Node(r[0], r[0], r[1], "resource", level(r[0]), r[2] or "") for r in self.rows[:40]]  # type: ignore[arg-type]
         routes = ["GET /orders/{id}", "POST /checkout", "GET /products", "task nightly"]
         nodes += [Node(r, r, "route", "task" if r[0] == "t" else "route") for r in routes]
-        nodes += [Node("server:db1", "db1:5432", "postgresql", "server"), Node("server:pay", "payments.internal:443", "https", "server")]
-        edges = [Edge(routes[i % 4], id, "observed", 100 * i + 7, 3.7 * i + 0.2, 3 * (i % 5 == 4)) for i, id in enumerate(ids[:7])]
+        nodes += [
+            Node("server:db1", "db1:5432", "postgresql", "server"),
+            Node("server:pay", "payments.internal:443", "https", "server"),
+        ]
+        edges = [
+            Edge(routes[i % 4], id, "observed", 100 * i + 7, 3.7 * i + 0.2, 3 * (i % 5 == 4))
+            for i, id in enumerate(ids[:7])
+        ]
         edges += [Edge(routes[1], ids[0], "observed", 950, 12.0, 31), Edge(ids[0], ids[-1], "declared")]
         if self.name not in ("hostile", "many"):
-            edges += [Edge("orders-db", "server:db1", "observed", 900, 8.1), Edge("upstream", "server:pay", "observed", 800, 41.0, 18), Edge("emails", "cache", "declared")]
+            edges += [
+                Edge("orders-db", "server:db1", "observed", 900, 8.1),
+                Edge("upstream", "server:pay", "observed", 800, 41.0, 18),
+                Edge("emails", "cache", "declared"),
+            ]
         g = DependencyGraph(nodes, edges)
         return {**g.to_dict(), "svg": g.to_svg()}
 
@@ -326,10 +557,25 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
-    def send(self, body: bytes | str | Any, kind: str = "application/json", status: int = 200, **headers: str) -> None:
-        data = body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else json.dumps(body, ensure_ascii=False).encode()
+    def send(
+        self, body: bytes | str | Any, kind: str = "application/json", status: int = 200, **headers: str
+    ) -> None:
+        data = (
+            body
+            if isinstance(body, bytes)
+            else body.encode()
+            if isinstance(body, str)
+            else json.dumps(body, ensure_ascii=False).encode()
+        )
         self.send_response(status)
-        for k, v in {"Content-Type": kind, "Content-Length": str(len(data)), "Cache-Control": "no-store", "Content-Security-Policy": CSP, "X-Content-Type-Options": "nosniff", **headers}.items():
+        for k, v in {
+            "Content-Type": kind,
+            "Content-Length": str(len(data)),
+            "Cache-Control": "no-store",
+            "Content-Security-Policy": CSP,
+            "X-Content-Type-Options": "nosniff",
+            **headers,
+        }.items():
             self.send_header(k.replace("_", "-"), v)
         self.end_headers()
         self.wfile.write(data)
@@ -337,7 +583,11 @@ class Handler(BaseHTTPRequestHandler):
     def world(self) -> tuple[World | None, str, dict[str, str]]:
         url = urlsplit(self.path)
         first, _, rest = url.path.lstrip("/").partition("/")
-        world = WORLDS.setdefault(first, World(first)) if first in ("ok", "busy", "empty", "many", "stopped", "lost", "stalled", "hostile", "token") else None
+        world = (
+            WORLDS.setdefault(first, World(first))
+            if first in ("ok", "busy", "empty", "many", "stopped", "lost", "stalled", "hostile", "token")
+            else None
+        )
         return world, unquote(rest), {k: v[0] for k, v in parse_qs(url.query).items()}
 
     def do_POST(self) -> None:
@@ -359,9 +609,15 @@ class Handler(BaseHTTPRequestHandler):
             return self.connection.close()
         locked = world.name == "token" and "uno=sesame" not in self.headers.get("Cookie", "")
         if rest == "":
-            return self.send((STATIC / "index.html").read_text().replace("{{version}}", "dev"), "text/html; charset=utf-8", 401 if locked else 200)
+            return self.send(
+                (STATIC / "index.html").read_text().replace("{{version}}", "dev"),
+                "text/html; charset=utf-8",
+                401 if locked else 200,
+            )
         if rest in ("static/app.js", "static/app.css"):
-            return self.send((STATIC / rest[7:]).read_bytes(), "text/javascript" if rest.endswith("js") else "text/css")
+            return self.send(
+                (STATIC / rest[7:]).read_bytes(), "text/javascript" if rest.endswith("js") else "text/css"
+            )
         if locked:
             return self.send({"error": "A token is needed."}, status=401)
         match rest:
@@ -369,13 +625,22 @@ class Handler(BaseHTTPRequestHandler):
                 self.send(world.snapshot())
             case "api/resource":
                 d = world.detail(q["id"])
-                self.send(d if d else {"error": f"unknown resource '{q['id']}'. Did you mean 'shop-db'?"}, status=200 if d else 404)
+                self.send(
+                    d if d else {"error": f"unknown resource '{q['id']}'. Did you mean 'shop-db'?"},
+                    status=200 if d else 404,
+                )
             case "api/series":
-                self.send(world.series(q["resource"], q["metric"], float(q["start"]), float(q["end"]), int(q["points"])))
+                self.send(
+                    world.series(
+                        q["resource"], q["metric"], float(q["start"]), float(q["end"]), int(q["points"])
+                    )
+                )
             case "api/graph":
                 self.send(world.graph())
             case "api/alerts":
-                self.send({"active": world.alerts(), "history": world.history() if world.name != "ok" else []})
+                self.send(
+                    {"active": world.alerts(), "history": world.history() if world.name != "ok" else []}
+                )
             case "api/stream":
                 self.stream(world)
             case _:
@@ -406,8 +671,9 @@ if __name__ == "__main__":
     port = int(sys.argv[1]) if len(sys.argv) > 1 else 8765
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
-    print(f"http://127.0.0.1:{port}/busy/   (ok, busy, empty, many, stopped, lost, stalled, hostile, token)", flush=True)
-    try:
+    print(
+        f"http://127.0.0.1:{port}/busy/   (ok, busy, empty, many, stopped, lost, stalled, hostile, token)",
+        flush=True,
+    )
+    with contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
-    except KeyboardInterrupt:
-        pass
