@@ -70,11 +70,11 @@ def explanation(monitor: ResourceMonitor) -> str:
 
 
 def block() -> None:
-    time.sleep(0.8)
+    time.sleep(1.5)
 
 
 def compute() -> None:
-    end = time.monotonic() + 0.8
+    end = time.monotonic() + 1
     while time.monotonic() < end:
         sum(range(2_000))
 
@@ -83,13 +83,13 @@ def test_a_blocked_loop_is_measured_and_its_line_named(application: Loop, monito
     started = time.monotonic()
     application.do(block)
     wait_until(lambda: (monitor.read("event-loop", BLOCKED) or 0) > 0.15, 5, "blocked")
-    assert time.monotonic() - started < 0.6
+    assert time.monotonic() - started < 1
     place = f"test_event_loop.py:{block.__code__.co_firstlineno + 1} in block (time.sleep)"
-    wait_until(lambda: place in explanation(monitor), 0.5, "the line")
+    wait_until(lambda: place in explanation(monitor), 1, "the line")
     assert explanation(monitor).startswith("blocked ")
     wait_until(lambda: (monitor.read("event-loop", LAG, stat="max") or 0) > 0.5, 5, "the lag")
     wait_until(lambda: monitor.read("event-loop", BLOCKED) == 0, 5, "free again")
-    assert explanation(monitor).startswith("was blocked 0.")
+    assert explanation(monitor).startswith("was blocked 1.")
     assert place in explanation(monitor)
 
 
