@@ -24,6 +24,7 @@ MAX_CHILDREN = 1_000
 MAX_LABEL_LENGTH = 200
 OVERFLOW = "_overflow"
 _BUFFER = 4_096
+_LARGEST = 709.78  # the logarithm of the largest float
 _NAME = re.compile(r"[A-Za-z_:][A-Za-z0-9_:.]*\Z")
 _LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
 _RESERVED_LABELS = frozenset(("resource", "le", "quantile"))
@@ -51,11 +52,12 @@ class Spec(NamedTuple):
 class CounterCell:
     """A number that only grows."""
 
-    __slots__ = ("_last", "value")
+    __slots__ = ("_before", "_last", "given", "value")
 
     def __init__(self) -> None:
         self.value: float = 0.0
-        self._last = 0.0
+        self.given = False  # totals are given, rather than amounts added
+        self._before = self._last = 0.0
 
     def inc(self, amount: float = 1) -> None:
         """Add ``amount``; negative and NaN are refused with MetricError before anything changes."""
@@ -70,12 +72,16 @@ class CounterCell:
         total = float(total)
         if not (isfinite(total) and total >= 0):
             raise MetricError(f"a counter's total is a number from zero up, not {total!r}")
-        growth = total - self._last if total >= self._last else total
+        if total < self._last:
+            self._before += self._last
         self._last = total
-        if self.value != self.value:
-            self.value = total
-        else:
-            self.value += growth
+        self.value = self._before + total
+        self.given = True
+
+    def gap(self) -> None:
+        """The total is not known at present; the next one given ends the gap."""
+        self.value = nan
+        self.given = True
 
 
 class GaugeCell:
@@ -168,7 +174,7 @@ class Sketch:
             while seen < goal - 1e-9:
                 index, count = next(buckets)
                 seen += count
-            out.append(0.0 if index == self.LOWEST else exp((index - 0.5) * self.RATIO))
+            out.append(0.0 if index == self.LOWEST else exp(min((index - 0.5) * self.RATIO, _LARGEST)))
         return out
 
     def __len__(self) -> int:
@@ -204,6 +210,8 @@ class HistogramCell:
 
     def observe(self, value: float) -> None:
         """Count ``value``. What is not a finite number is refused with MetricError."""
+        if value.__class__ is not float:
+            value = number_of(value, "a histogram")
         if not -inf < value < inf:
             raise MetricError(f"a histogram takes finite numbers, not {value!r}")
         self._append(value)
@@ -299,6 +307,18 @@ def clean_label(value: object) -> str:
     else:
         raise MetricError(f"label values are str, int, float or bool, not {type(value).__name__}")
     return text if len(text) <= MAX_LABEL_LENGTH else text[: MAX_LABEL_LENGTH - 1] + "…"
+
+
+def number_of(value: object, what: str) -> float:
+    """``value`` as float: int, bool, Decimal, numpy's scalars; MetricError for text and all else."""
+    convert = getattr(value, "__float__", None)
+    if convert is not None:
+        try:
+            return float(convert())
+        except (TypeError, ValueError, OverflowError):
+            pass
+    kind = "one so large" if isinstance(value, int) else type(value).__name__
+    raise MetricError(f"{what} takes a number, not {kind}")
 
 
 class Metric(Generic[C]):

@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from math import nan
+from math import inf, nan
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +25,7 @@ from uno.core.monitoring.metrics import (
     Spec,
     cell_for,
     clean_label,
+    number_of,
 )
 from uno.core.monitoring.names import wire_name
 
@@ -146,13 +147,10 @@ class Batch:
         if value is None:
             self.values[spec, key] = nan
             return
-        if not isinstance(value, (int, float)):
-            number = getattr(value, "__float__", None)  # Decimal, numpy scalars; not str
-            if number is None:
-                raise MetricError(f"{spec.name!r} takes a number, not {type(value).__name__}")
-            value = number()
-        elif value is True or value is False:
-            value = float(value)
+        if value.__class__ is not float:
+            value = number_of(value, repr(spec.name))
+        if (spec.kind == "counter" and value < 0) or (spec.kind != "gauge" and value in (inf, -inf)):
+            raise MetricError(f"{spec.name!r} is a {spec.kind}, it cannot take {value!r}")
         self.values[spec, key] = value
 
 
@@ -172,6 +170,7 @@ class SeriesStore:
         self._series: dict[tuple[str, str, tuple[str, ...]], Series] = {}
         self._gone: dict[tuple[str, str, tuple[str, ...]], Series] = {}
         self._columns: list[Any] = []  # what has a .value, one per column
+        self._used = 0  # columns of live series
         self._counting: list[bool] = []
         self._histograms: list[Series] = []
         self._sampled: dict[tuple[str, str], dict[tuple[Spec, tuple[str, ...]], Series]] = {}
@@ -231,6 +230,7 @@ class SeriesStore:
                 self._columns.extend([None] * series.width)
                 self._counting.extend(counting[spec.kind])
                 self._put_cell(series, cell)
+            self._used += series.width
             self._series[key] = series
             self._by_resource.setdefault(resource, []).append(series)
             if spec.kind == "histogram":
@@ -249,6 +249,7 @@ class SeriesStore:
             for key in [k for k, s in self._series.items() if s.resource == resource]:
                 series = self._series.pop(key)
                 series.live = False
+                self._used -= series.width
                 for i in range(series.column, series.column + series.width):
                     self._columns[i] = _GAP
                 self._gone[key] = series
@@ -278,26 +279,31 @@ class SeriesStore:
     def commit(self, batch: Batch) -> None:
         """Take a batch whole: what it names gets its value, what it no longer names becomes a gap."""
         sampled = self._sampled.setdefault((batch.resource, batch.source), {})
-        for key, cell in batch.cells.items():
-            known = sampled.get(key)
-            if known is None or known.cell is not cell:
-                series = self.add(batch.resource, *key, cell)
-                if series is not None:
-                    sampled[key] = series
+        found: list[tuple[Cell, float]] = []
         for key, value in batch.values.items():
             series = sampled.get(key)
             if series is None:
-                spec = key[0]
-                series = self.add(batch.resource, *key, cell_for(spec))
+                cell = cell_for(key[0])
+                if isinstance(cell, CounterCell):
+                    cell.gap()  # nothing was counted yet, which is not zero
+                series = self.add(batch.resource, *key, cell)
                 if series is None:
                     continue
                 sampled[key] = series
-            target = series.cell
+            found.append((series.cell, value))
+        for key, shared in batch.cells.items():
+            series = sampled.get(key)
+            if series is None or series.cell is not shared:
+                series = self.add(batch.resource, *key, shared)
+                if series is not None:
+                    sampled[key] = series
+        # Nothing fails from here on, so that no batch is taken by half.
+        for target, value in found:
             if isinstance(target, GaugeCell):
-                target.value = float(value)
+                target.value = value
             elif value != value:
                 if isinstance(target, CounterCell):
-                    target.value = nan
+                    target.gap()
             elif isinstance(target, CounterCell):
                 target.set_total(value)
             else:
@@ -327,8 +333,9 @@ class SeriesStore:
         moved: NDArray[np.int64] | None = None
         forgotten: tuple[str, ...] = ()
         with self._lock:
-            if len(self._gone) > max(1_000, len(self._series)):
-                forgotten = tuple(series.key for series in self._gone.values())
+            if len(self._columns) - self._used > max(1_000, self._used):
+                living = {series.key for series in self._series.values()}
+                forgotten = tuple(s.key for s in self._gone.values() if s.key not in living)
                 moved = np.array(self._compact(), dtype=np.int64)
             columns, version, histograms = self._columns, self.version, self._histograms
             sketches = []
@@ -452,5 +459,8 @@ _GAP = GaugeCell(nan)
 
 
 def _blank(series: Series) -> None:
-    if isinstance(series.cell, GaugeCell):
-        series.cell.value = nan
+    cell = series.cell
+    if isinstance(cell, GaugeCell):
+        cell.value = nan
+    elif isinstance(cell, CounterCell) and cell.given:  # what hooks count is known although nobody could read
+        cell.gap()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -49,11 +50,13 @@ class HistoryStats(NamedTuple):
 
 
 class Levels(NamedTuple):
-    """The levels against which time is counted, and on which side they lie."""
+    """The levels against which time is counted, on which side they lie, and of which statistic they speak (None: the
+    metric's usual one)."""
 
     warning: float | None = None
     critical: float | None = None
     below: bool = False
+    stat: str | None = None
 
 
 class History(Protocol):
@@ -67,8 +70,8 @@ class History(Protocol):
     ) -> Points:
         """One statistic between two times, thinned to at most ``points``."""
 
-    def summary(self, series: Series, start: float, end: float, levels: Levels = Levels()) -> Summary:
-        """What a report says of one series."""
+    def summaries(self, wanted: Sequence[tuple[Series, Levels]], start: float, end: float) -> list[Summary]:
+        """What a report says of each of these series."""
 
     def stats(self) -> HistoryStats:
         """Size and reach."""

@@ -1,142 +1,73 @@
 """How is an hour kept second by second, and a week in five minutes, in bounded memory?
 
-Rows of one float64 per column: a chunk holds 256 ticks. Beside it a coarser tier keeps, for each column and
-five minutes, the smallest, largest and mean value and the last total. Histograms also keep sketches, by the
-minute for an hour and by the half hour for a week, so that a percentile over any period is within 1 %.
+Rows of one float64 per column: a chunk holds up to 256 ticks. Beside it a coarser tier keeps, for each column
+and five minutes, the smallest, largest and mean value and the last total. Histograms also keep sketches, by
+the minute for an hour and by the half hour for a week, so that a percentile is within 1 % of that of the
+minutes which its period touches.
 """
 
 from __future__ import annotations
 
 import threading
-from array import array
 from collections import deque
-from math import nan
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from uno.core.monitoring.history import HistoryStats, Levels, Points, Summary
+from uno.core.monitoring.history.tiers import COARSE, Chunk, Coarse, Record, Sketches
 from uno.core.monitoring.metrics import Sketch
-from uno.core.monitoring.series import STATS, Frame, Series, select_column
+from uno.core.monitoring.series import STATS, Frame, Selector, Series, select_column
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from uno.core.monitoring.history.arithmetic import Figures, Floats
+
 CHUNK = 256
 HOUR, WEEK = 3_600.0, 7 * 86_400.0
-COARSE = 300.0
 DEFAULT_BYTES = 64 * 2**20
+EXACT_SHARE = 0.625
+GROUP = 64  # series that are summed up at once: their samples fit the processor's cache
+_NO_LEVELS = Levels()
+_NOTHING = Summary(0, None, None, None, None, None, None, None, 0.0, 0.0, True)
 
 
-class _Chunk:
-    """Consecutive ticks with the same columns."""
+class _Window(NamedTuple):
+    """What there is of a period; stays as it is whatever the monitor adds or drops meanwhile."""
 
-    __slots__ = ("n", "rows", "times")
-
-    def __init__(self, width: int) -> None:
-        import numpy as np
-
-        self.times = np.empty(CHUNK)
-        self.rows = np.full((CHUNK, width), np.nan)
-        self.n = 0
+    times: Floats  # of exact ticks, some before the period for the sake of rates
+    first: int  # the first exact tick inside
+    rows: list[NDArray[np.float64]]
+    records: list[Record]  # before those
 
 
-class _Coarse:
-    """Five minutes of all columns."""
+class _Signal(NamedTuple):
+    """One statistic of some series over a window: exact samples, and records of five minutes."""
 
-    __slots__ = ("high", "last", "low", "mean", "n", "time")
-
-    def __init__(self, time: float, width: int) -> None:
-        import numpy as np
-
-        self.time = time
-        self.n = np.zeros(width, np.int32)
-        self.low = np.full(width, np.nan)
-        self.high = np.full(width, np.nan)
-        self.mean = np.zeros(width)  # the sum, until the five minutes are over
-        self.last = np.full(width, np.nan)
-
-    def close(self) -> None:
-        """Make it small."""
-        import numpy as np
-
-        self.mean = np.where(self.n > 0, self.mean / np.maximum(self.n, 1), np.nan).astype(np.float32)
-        self.low, self.high = self.low.astype(np.float32), self.high.astype(np.float32)
-
-    @property
-    def bytes(self) -> int:
-        return sum(int(a.nbytes) for a in (self.n, self.low, self.high, self.mean, self.last))
-
-
-class _Packed(NamedTuple):
-    """A sketch at rest."""
-
-    start: float
-    places: array[int]
-    counts: array[int]
-
-
-class _Sketches:
-    """The sketches of one histogram, in two tiers."""
-
-    __slots__ = ("coarse", "coarse_start", "fine", "fine_start", "open_coarse", "open_fine")
-
-    def __init__(self) -> None:
-        self.fine: deque[_Packed] = deque(maxlen=61)
-        self.coarse: deque[_Packed] = deque(maxlen=337)
-        self.open_fine, self.open_coarse = Sketch(), Sketch()
-        self.fine_start = self.coarse_start = 0.0
-
-    def add(self, time: float, sketch: Sketch) -> None:
-        fine, coarse = time - time % 60, time - time % 1_800
-        if fine != self.fine_start:
-            _pack(self.fine, self.fine_start, self.open_fine)
-            self.open_fine, self.fine_start = Sketch(), fine
-        if coarse != self.coarse_start:
-            _pack(self.coarse, self.coarse_start, self.open_coarse)
-            self.open_coarse, self.coarse_start = Sketch(), coarse
-        self.open_fine.merge(sketch)
-        self.open_coarse.merge(sketch)
-
-    def between(self, start: float, end: float) -> tuple[Sketch, bool]:
-        """All that overlaps the period, and whether minutes (not half hours) tell it."""
-        oldest = self.fine[0].start if self.fine else self.fine_start
-        exact = start >= oldest or not self.coarse
-        tier, length = (self.fine, 60.0) if exact else (self.coarse, 1_800.0)
-        opened, opened_at = (
-            (self.open_fine, self.fine_start) if exact else (self.open_coarse, self.coarse_start)
-        )
-        found = Sketch()
-        for packed in list(tier):
-            if packed.start < end and packed.start + length > start:
-                found.merge(Sketch(dict(zip(packed.places, packed.counts, strict=True))))
-        if opened_at < end and opened_at + length > start:
-            found.merge(opened)
-        return found, exact
-
-    @property
-    def bytes(self) -> int:
-        packed = sum(len(p.places) * 6 + 200 for tier in (self.fine, self.coarse) for p in list(tier))
-        return packed + 100 * (len(self.open_fine) + len(self.open_coarse))
-
-
-def _pack(tier: deque[_Packed], start: float, sketch: Sketch) -> None:
-    if sketch.counts:
-        tier.append(_Packed(start, array("h", sketch.counts.keys()), array("L", sketch.counts.values())))
+    values: Floats
+    spans: Floats  # seconds between the two samples that make a rate; 0 where there is none
+    records: tuple[Floats, Floats, Floats, Floats] | None  # n, low, mean, high
 
 
 class MemoryHistory:
     """The history of a process that has no store: gone when the process ends.
 
-    ``max_bytes`` bounds it: when there are more series than fit, the oldest samples go first.
+    ``max_bytes`` bounds it: when there are more series than fit, the oldest samples go first. ``hour`` and
+    ``week`` are the seconds that the exact and the coarse tier reach back at most.
     """
 
     def __init__(self, *, max_bytes: int = DEFAULT_BYTES, hour: float = HOUR, week: float = WEEK) -> None:
         if max_bytes < 2**20:
             raise ValueError(f"max_bytes is at least 1 MiB, not {max_bytes!r}")
         self._max, self._hour, self._week = max_bytes, hour, week
-        self._chunks: deque[_Chunk] = deque()
-        self._coarse: deque[_Coarse] = deque()
-        self._sketches: dict[str, _Sketches] = {}
+        self._chunks: deque[Chunk] = deque()
+        self._coarse: deque[Coarse] = deque()
+        self._sketches: dict[str, Sketches] = {}
+        self._exact_bytes = self._coarse_bytes = self._sketch_bytes = 0
+        self._lost = float("-inf")  # exact samples up to this time were forgotten
+        self._last: float | None = None
+        self._step = 0.0
         self._lock = threading.RLock()
 
     def append(self, frame: Frame) -> None:
@@ -145,233 +76,309 @@ class MemoryHistory:
 
         with self._lock:
             if frame.moved is not None:
-                self._move(frame.moved)
+                self._move(frame)
             width = len(frame.row)
             chunk = self._chunks[-1] if self._chunks else None
-            if chunk is None or chunk.n == CHUNK or chunk.rows.shape[1] < width:
-                chunk = _Chunk(width + width // 8 + 8)
+            if chunk is None or chunk.n == len(chunk.times) or chunk.rows.shape[1] < width:
+                room = width + width // 32 + 8
+                length = int(self._max * EXACT_SHARE / 4 / (8 * room))  # two chunks always fit
+                chunk = Chunk(max(8, min(CHUNK, length)), room)
                 self._chunks.append(chunk)
+                self._exact_bytes += chunk.bytes
             chunk.times[chunk.n] = frame.time
             chunk.rows[chunk.n, :width] = frame.row
             chunk.n += 1
 
+            since = 0.0 if self._last is None else frame.time - self._last
+            seconds = min(since, 2 * self._step) if self._step else since
+            self._last, self._step = frame.time, since
             bucket = frame.time - frame.time % COARSE
             coarse = self._coarse[-1] if self._coarse else None
-            if coarse is None or coarse.time != bucket or len(coarse.n) < width:
+            if coarse is None or coarse.time != bucket:
                 if coarse is not None:
+                    self._coarse_bytes -= coarse.bytes
                     coarse.close()
-                coarse = _Coarse(bucket, width + width // 8 + 8)
+                    self._coarse_bytes += coarse.bytes
+                coarse = Coarse(bucket, width + width // 32 + 8)
                 self._coarse.append(coarse)
+                self._coarse_bytes += coarse.bytes
             # What counts is told by its rate, all else by its value.
-            signal = np.where(frame.counting, frame.rates, frame.row)
-            known = ~np.isnan(signal)
-            coarse.n[:width] += known
-            np.fmin(coarse.low[:width], signal, out=coarse.low[:width])
-            np.fmax(coarse.high[:width], signal, out=coarse.high[:width])
-            np.add(coarse.mean[:width], signal, out=coarse.mean[:width], where=known)
-            np.copyto(coarse.last[:width], frame.row, where=~np.isnan(frame.row))
+            coarse.add(np.where(frame.counting, frame.rates, frame.row), frame.row, seconds)
 
             for series, sketch in frame.sketches:
-                self._sketches.setdefault(series.key, _Sketches()).add(frame.time, sketch)
+                kept = self._sketches.get(series.key)
+                if kept is None:
+                    kept = self._sketches[series.key] = Sketches()
+                    self._sketch_bytes += kept.bytes
+                before = kept.bytes
+                kept.add(frame.time, sketch)
+                self._sketch_bytes += kept.bytes - before
             self._forget(frame.time)
 
     def _forget(self, now: float) -> None:
-        while len(self._chunks) > 1 and self._chunks[1].times[0] < now - self._hour:
-            self._chunks.popleft()
-        while len(self._coarse) > 1 and self._coarse[0].time < now - self._week:
-            self._coarse.popleft()
-        if self._chunks[-1].n == 1 or len(self._coarse) == 1:  # a new chunk may have gone over the bound
-            while len(self._chunks) > 2 and self._bytes() > self._max:
-                self._chunks.popleft()
-            while len(self._coarse) > 2 and self._bytes() > self._max:
-                self._coarse.popleft()
+        chunks, coarse = self._chunks, self._coarse
+        while len(chunks) > 1 and chunks[1].times[0] < now - self._hour:
+            self._drop_chunk()
+        while len(coarse) > 1 and coarse[0].time + COARSE < now - self._week:
+            self._drop_coarse()
+        while self._bytes() > self._max:
+            if len(chunks) > 2 and (self._exact_bytes > EXACT_SHARE * self._max or len(coarse) < 3):
+                self._drop_chunk()
+            elif len(coarse) > 2:
+                self._drop_coarse()
+            else:
+                break
 
-    def _move(self, moved: NDArray[np.int64]) -> None:
+    def _drop_chunk(self) -> None:
+        gone = self._chunks.popleft()
+        self._exact_bytes -= gone.bytes
+        self._lost = float(gone.times[gone.n - 1])
+
+    def _drop_coarse(self) -> None:
+        gone = self._coarse.popleft()
+        self._coarse_bytes -= gone.bytes
+        self._sketch_bytes = 0
+        for kept in self._sketches.values():
+            kept.coarse.forget(gone.time + COARSE)
+            self._sketch_bytes += kept.bytes
+
+    def _move(self, frame: Frame) -> None:
         """The store has closed the gaps among its columns."""
-        import numpy as np
-
-        def pick(a: NDArray[Any], fill: float) -> NDArray[Any]:
-            inside = moved < a.shape[-1]
-            taken = a[..., np.where(inside, moved, 0)]
-            taken[..., ~inside] = fill
-            return taken
-
+        assert frame.moved is not None
         for chunk in self._chunks:
-            chunk.rows = pick(chunk.rows, nan)
+            chunk.move(frame.moved)
         for coarse in self._coarse:
-            coarse.n = pick(coarse.n, 0)
-            coarse.low, coarse.high = pick(coarse.low, nan), pick(coarse.high, nan)
-            coarse.mean, coarse.last = pick(coarse.mean, nan), pick(coarse.last, nan)
+            coarse.move(frame.moved)
+        self._exact_bytes = sum(chunk.bytes for chunk in self._chunks)
+        self._coarse_bytes = sum(coarse.bytes for coarse in self._coarse)
+        for key in frame.forgotten:
+            gone = self._sketches.pop(key, None)
+            if gone is not None:
+                self._sketch_bytes -= gone.bytes
 
     def _bytes(self) -> int:
-        return (
-            sum(int(c.rows.nbytes + c.times.nbytes) for c in self._chunks)
-            + sum(c.bytes for c in self._coarse)
-            + sum(s.bytes for s in list(self._sketches.values()))
-        )
-
-    def keep_only(self, keys: set[str]) -> None:
-        """Forget the sketches of all other series."""
-        with self._lock:
-            for key in self._sketches.keys() - keys:
-                del self._sketches[key]
+        return self._exact_bytes + self._coarse_bytes + self._sketch_bytes
 
     # -- reading ---------------------------------------------------------------------------------------
 
-    def _raw(self, column: int, start: float, end: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        import numpy as np
-
-        times, values = [np.empty(0)], [np.empty(0)]
-        for chunk in list(self._chunks):
-            n = chunk.n
-            if n == 0 or chunk.times[n - 1] < start or chunk.times[0] > end:
-                continue
-            inside = (chunk.times[:n] >= start) & (chunk.times[:n] <= end)
-            times.append(chunk.times[:n][inside])
-            width = chunk.rows.shape[1]
-            values.append(chunk.rows[:n, column][inside] if column < width else np.full(int(inside.sum()), np.nan))
-        return np.concatenate(times), np.concatenate(values)
-
-    def _samples(
-        self, column: int, rate: bool, start: float, end: float
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[tuple[_Coarse, float]]]:
-        """Exact samples, and the coarse ones of the time before those."""
+    def _window(self, start: float, end: float) -> _Window:
         import numpy as np
 
         with self._lock:
-            exact_from = float(self._chunks[0].times[0]) if self._chunks and self._chunks[0].n else end
-            # a rate needs the sample before the first
-            times, values = self._raw(column, start - (10.0 if rate else 0.0), end)
-            coarse = [
-                (c, c.time)
-                for c in self._coarse
-                if c.time + COARSE > start and c.time <= end and c.time + COARSE <= exact_from and column < len(c.n)
-            ]
-        if rate and len(times):
-            known = ~np.isnan(values)
-            times, values = times[known], values[known]
-            change, span = np.diff(values), np.diff(times)
-            values = np.where((change >= 0) & (span > 0), change / np.where(span > 0, span, 1), np.nan)
-            times = times[1:]
-            inside = times >= start
-            times, values = times[inside], values[inside]
-        return times, values, coarse
+            chunks = [(chunk.times, chunk.rows, chunk.n) for chunk in self._chunks]
+            lost = self._lost
+            border = start
+            records: list[Record] = []
+            if start <= lost:  # the last five minutes in which something is missing are told by their record
+                border = (lost // COARSE + 1) * COARSE
+                records = [
+                    c.record()
+                    for c in self._coarse
+                    if c.time + COARSE > start and c.time <= end and c.time < border
+                ]
+                if not records:
+                    border = start
+        times = np.concatenate([t[:n] for t, _, n in chunks]) if chunks else np.empty(0)
+        first, stop = int(np.searchsorted(times, border)), int(np.searchsorted(times, end, "right"))
+        # A rate needs the sample before the first, yet not one from before a pause.
+        usual = float(np.median(np.diff(times[max(0, first - 8) : stop]))) if stop - first > 1 else 0.0
+        begin = int(np.searchsorted(times, border - max(10.0, 3 * usual)))
+        begin = max(begin, first - 8)
+        rows, at = [], 0
+        for _, block, n in chunks:
+            low, high = max(begin - at, 0), min(stop - at, n)
+            if low < high:
+                rows.append(block[low:high])
+            at += n
+        stop = max(stop, begin)
+        return _Window(times[begin:stop], min(first, stop) - begin, rows, records)
+
+    def _signal(self, window: _Window, selectors: Sequence[Selector]) -> _Signal:
+        """The values of some columns, or their rates."""
+        import numpy as np
+
+        from uno.core.monitoring.history import arithmetic
+
+        columns = np.array([s.column for s in selectors], dtype=np.intp)
+        values = _exact(window, columns)
+        spans = np.zeros(values.shape)
+        rated = np.array([s.rate for s in selectors], dtype=bool)
+        if rated.any() and len(window.times):
+            values[rated], spans[rated] = arithmetic.rates(window.times, values[rated])
+        records = None
+        if window.records:
+            n, low, mean, high = (
+                np.stack([_columns(getattr(r, part), columns) for r in window.records], axis=1)
+                for part in ("n", "low", "mean", "high")
+            )
+            records = (np.nan_to_num(n), low, mean, high)
+        return _Signal(values[:, window.first :], spans[:, window.first :], records)
 
     def range(
         self, series: Series, stat: str | None, start: float, end: float, points: int | None = None
     ) -> Points:
-        """One statistic between two times (Unix seconds), thinned to at most ``points``: the mean of what falls
-        together, for p95 and max the largest. ``stat`` as in SeriesStore.selector."""
+        """One statistic between two times (Unix seconds), thinned to at most ``points``: the mean of what
+        falls together, for p95 and max the largest. ``stat`` as in SeriesStore.selector."""
         import numpy as np
+
+        from uno.core.monitoring.history.arithmetic import thin
 
         stat = stat or STATS[series.metric.kind][0]
+        window = self._window(start, end)
         column, rate = select_column(series, stat)
-        times, values, coarse = self._samples(column, rate, start, end)
+        signal = self._signal(window, [Selector(column, rate)])
+        times, values = window.times[window.first :], signal.values[0]
         largest = stat in ("p95", "max")
-        if coarse:
-            total = stat in ("total", "count", "sum")
-            pick = "last" if total else "high" if largest else "mean"
-            older = [float(getattr(c, pick)[column]) / _open(c, column, pick) for c, _ in coarse]
-            times = np.concatenate((np.array([t for _, t in coarse]) + COARSE / 2, times))
-            values = np.concatenate((np.array(older), values))
+        if signal.records is not None:
+            older = signal.records[3 if largest else 2][0]
+            if stat in ("total", "count", "sum"):
+                older = np.array([_columns(r.last, np.array([column]))[0] for r in window.records])
+            times = np.concatenate(([r.time + COARSE / 2 for r in window.records], times))
+            values = np.concatenate((older, values))
         if points is not None and points > 0 and len(times) > points:
-            times, values = _thin(times, values, points, largest)
-        return Points(times, values, not coarse)
+            times, values = thin(times, values, points, largest)
+        return Points(times, values, not window.records)
 
-    def summary(self, series: Series, start: float, end: float, levels: Levels = Levels()) -> Summary:
-        """Count, extremes, mean, percentiles, last value and time beyond the levels between two times."""
+    def summaries(self, wanted: Sequence[tuple[Series, Levels]], start: float, end: float) -> list[Summary]:
+        """What a report says of each of these series between two times (Unix seconds)."""
+        found: list[Summary] = [_NOTHING] * len(wanted)
+        window = self._window(start, end)
+        if not len(window.times) - window.first and not window.records:
+            return found
+        for kind in STATS:
+            places = [i for i, (series, _) in enumerate(wanted) if series.metric.kind == kind]
+            for at in range(0, len(places), GROUP):
+                group = places[at : at + GROUP]
+                some = [wanted[i] for i in group]
+                told = self._summaries(window, some, start, end)
+                for i, summary in zip(group, told, strict=True):
+                    found[i] = summary
+        return found
+
+    def summary(self, series: Series, start: float, end: float, levels: Levels = _NO_LEVELS) -> Summary:
+        """As summaries, of one series."""
+        return self.summaries([(series, levels)], start, end)[0]
+
+    def _summaries(
+        self, window: _Window, wanted: Sequence[tuple[Series, Levels]], start: float, end: float
+    ) -> list[Summary]:
+        """Of series of one kind."""
         import numpy as np
 
-        kind = series.metric.kind
-        stat = "value" if kind == "gauge" else "rate" if kind == "counter" else "p95"
-        column, rate = select_column(series, stat)
-        times, values, coarse = self._samples(column, rate, start, end)
-        known = ~np.isnan(values)
-        span = np.diff(times, prepend=times[0]) if len(times) else np.empty(0)
-        if len(span) > 1:
-            span[0] = np.median(span[1:])
-            span = np.minimum(span, 2 * np.median(span))
-        elif len(span):
-            span[0] = 1.0
-        times, values, span = times[known], values[known], span[known]
-        weights = np.ones(len(values))
-        low, high = values, values
-        if coarse:
-            n = np.array([c.n[column] for c, _ in coarse], dtype=float)
-            mean = np.array([float(c.mean[column]) / _open(c, column, "mean") for c, _ in coarse])
-            some = n > 0
-            low = np.concatenate((np.array([c.low[column] for c, _ in coarse])[some], low))
-            high = np.concatenate((np.array([c.high[column] for c, _ in coarse])[some], high))
-            values = np.concatenate((mean[some], values))
-            weights = np.concatenate((n[some], weights))
-            span = np.concatenate((np.full(int(some.sum()), COARSE), span))
-        above = [0.0, 0.0]
-        for i, level in enumerate((levels.warning, levels.critical)):
-            if level is not None:
-                above[i] = float(span[values < level if levels.below else values > level].sum())
-        exact = not coarse
+        from uno.core.monitoring.history import arithmetic
+
+        kind = wanted[0][0].metric.kind
+        usual = STATS[kind][0]
+        signal = self._signal(window, [select_column(series, usual) for series, _ in wanted])
+        values, records = signal.values, signal.records
+        if records is None:
+            told = arithmetic.figures(values, signal.spans if kind == "counter" else None)
+        else:
+            n, low, mean, high = records
+            told = arithmetic.weighted_figures(
+                np.concatenate((mean, values), axis=1),
+                np.concatenate((n, np.ones(values.shape)), axis=1),
+                np.concatenate((low, values), axis=1),
+                np.concatenate((high, values), axis=1),
+            )
+        beyond = self._beyond(window, signal, [levels for _, levels in wanted])
+        for i, (series, levels) in enumerate(wanted):
+            if levels.stat not in (None, usual):
+                other = self._signal(window, [select_column(series, levels.stat)])
+                beyond[i] = self._beyond(window, other, [levels])[0]
+        exact = not window.records
         if kind == "histogram":
-            return self._summary_of_histogram(series, start, end, above, exact)
-        if not len(values):
-            return Summary(0, None, None, None, None, None, None, None, 0.0, 0.0, exact)
-        order = np.argsort(values)
-        reached = np.cumsum(weights[order])
-        marks = [
-            float(values[order][min(len(order) - 1, int(np.searchsorted(reached, q * reached[-1])))])
-            for q in (0.5, 0.95, 0.99)
+            return self._of_histograms(window, [series for series, _ in wanted], told, beyond, start, end)
+        columns = [told.low, told.mean, told.high, *told.quantiles, told.last]
+        return [
+            Summary._make((int(n), *numbers, *over, exact)) if n else _NOTHING._replace(exact=exact)
+            for n, over, *numbers in zip(
+                told.samples.tolist(), beyond, *(c.tolist() for c in columns), strict=True
+            )
         ]
-        return Summary(
-            int(weights.sum()),
-            float(low.min()),
-            float((values * weights).sum() / weights.sum()),
-            float(high.max()),
-            marks[0],
-            marks[1],
-            marks[2],
-            float(values[-1]),
-            above[0],
-            above[1],
-            exact,
-        )
 
-    def _summary_of_histogram(
-        self, series: Series, start: float, end: float, above: list[float], exact: bool
-    ) -> Summary:
+    def _beyond(
+        self, window: _Window, signal: _Signal, levels: Sequence[Levels]
+    ) -> list[tuple[float, float]]:
+        """Seconds beyond the warning and the critical level."""
         import numpy as np
+
+        from uno.core.monitoring.history.arithmetic import spans
+
+        values = signal.values
+        seconds = np.broadcast_to(spans(window.times, window.first), values.shape)
+        if signal.records is not None:
+            n, _, mean, _ = signal.records
+            each = np.array([r.seconds / max(r.ticks, 1) for r in window.records])
+            values = np.concatenate((mean, values), axis=1)
+            seconds = np.concatenate((n * each, seconds), axis=1)
+        sign = np.array([-1.0 if level.below else 1.0 for level in levels])
+        found = []
+        for part in ("warning", "critical"):
+            limits = [getattr(level, part) for level in levels]
+            limit = np.array([np.inf if x is None else x for x in limits]) * sign
+            limit[[x is None for x in limits]] = np.inf
+            over = values * sign[:, None] > limit[:, None]
+            found.append(np.where(over, seconds, 0.0).sum(axis=1).tolist())
+        return list(zip(*found, strict=True))
+
+    def _of_histograms(
+        self,
+        window: _Window,
+        wanted: Sequence[Series],
+        told: Figures,
+        beyond: Sequence[tuple[float, float]],
+        start: float,
+        end: float,
+    ) -> list[Summary]:
+        """Counts, means and largest values from the ticks; percentiles from the sketches."""
+        import numpy as np
+
+        from uno.core.monitoring.history import arithmetic
 
         with self._lock:
-            kept = self._sketches.get(series.key)
-            sketch, by_minute = kept.between(start, end) if kept is not None else (Sketch(), True)
-        count = sum(sketch.counts.values())
-        if not count:
-            return Summary(0, None, None, None, None, None, None, None, 0.0, 0.0, exact)
-        low, p50, p95, p99 = sketch.quantiles((0.0, 0.5, 0.95, 0.99))
-        top = self.range(series, "max", start, end).values
-        largest = float(np.nanmax(top)) if len(top) and not np.isnan(top).all() else sketch.quantiles((1.0,))[0]
-        mean = sum(n * Sketch({i: 1}).quantiles((0.0,))[0] for i, n in sketch.counts.items()) / count
-        p95s = self.range(series, "p95", start, end).values
-        known = p95s[~np.isnan(p95s)]
-        last = float(known[-1]) if len(known) else None
-        return Summary(
-            count,
-            min(low, largest),
-            mean,
-            largest,
-            min(p50, largest),
-            min(p95, largest),
-            min(p99, largest),
-            last,
-            above[0],
-            above[1],
-            exact and by_minute,
+            kept = [self._sketches.get(series.key) for series in wanted]
+            sketches = [(Sketch(), True) if s is None else s.between(start, end) for s in kept]
+        largest = self._signal(window, [select_column(series, "max") for series in wanted])
+        top = (
+            largest.values
+            if largest.records is None
+            else np.concatenate((largest.records[3], largest.values), axis=1)
         )
+        highest = np.fmax.reduce(top, axis=1).tolist()
+        exact = not window.records
+        grown = []
+        for stat in ("count", "sum"):
+            totals = _exact(window, np.array([select_column(series, stat).column for series in wanted]))
+            before = (
+                totals[:, window.first - 1 : window.first]
+                if window.first
+                else np.full((len(wanted), 1), np.nan)
+            )
+            totals = np.concatenate((before, totals[:, window.first :]), axis=1)
+            grown.append(arithmetic.growth(totals).tolist())
+        found = []
+        for (sketch, minutes), high, last, over, count, total in zip(
+            sketches, highest, told.last.tolist(), beyond, *grown, strict=True
+        ):
+            if not exact:
+                count = sum(sketch.counts.values())
+                total = sum(n * Sketch({i: n}).quantiles((0.0,))[0] for i, n in sketch.counts.items())
+            if not count:
+                found.append(_NOTHING._replace(exact=exact))
+                continue
+            marks = [min(mark, high) for mark in sketch.quantiles((0.0, *arithmetic.QUANTILES))]
+            numbers = [marks[0], total / count, high, *marks[1:], last]
+            found.append(Summary._make((int(count), *map(_known, numbers), *over, exact and minutes)))
+        return found
 
     def stats(self) -> HistoryStats:
         """Bytes held, and how far back the coarse and the exact tier reach."""
         with self._lock:
-            oldest = self._coarse[0].time if self._coarse else None
-            exact = float(self._chunks[0].times[0]) if self._chunks and self._chunks[0].n else None
-            return HistoryStats(self._bytes(), exact if oldest is None else min(oldest, exact or oldest), exact)
+            exact = float(self._chunks[0].times[0]) if self._chunks else None
+            if self._coarse and self._coarse[0].time < self._lost:
+                return HistoryStats(self._bytes(), self._coarse[0].time, exact)
+            return HistoryStats(self._bytes(), exact, exact)
 
     def close(self) -> None:
         """Give the memory back."""
@@ -379,6 +386,8 @@ class MemoryHistory:
             self._chunks.clear()
             self._coarse.clear()
             self._sketches.clear()
+            self._exact_bytes = self._coarse_bytes = self._sketch_bytes = 0
+            self._lost, self._last, self._step = float("-inf"), None, 0.0
 
     def reinit_after_fork(self) -> None:
         """Replace the lock in a forked child; what the parent saw is not the child's."""
@@ -386,32 +395,28 @@ class MemoryHistory:
         self.close()
 
 
-def _open(coarse: _Coarse, column: int, pick: str) -> float:
-    """The divisor that turns the sum of five minutes not yet over into a mean."""
-    if pick != "mean" or coarse.low.dtype.itemsize == 4:
-        return 1.0
-    n = float(coarse.n[column])
-    return n if n else nan
-
-
-def _thin(
-    times: NDArray[np.float64], values: NDArray[np.float64], points: int, largest: bool
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """At most ``points`` steps of equal length; a step without a sample is left out, one of gaps only is a gap."""
+def _exact(window: _Window, columns: NDArray[np.intp]) -> Floats:
+    """The exact samples of some columns, a row for each."""
     import numpy as np
 
-    step = (times[-1] - times[0]) / points or 1.0
-    place = np.minimum(((times - times[0]) / step).astype(int), points - 1)
-    known = ~np.isnan(values)
-    n = np.bincount(place[known], minlength=points)
-    present = np.bincount(place, minlength=points) > 0
-    if largest:
-        out = np.full(points, -np.inf)
-        np.maximum.at(out, place[known], values[known])
-        out[n == 0] = np.nan
-    else:
-        sums = np.bincount(place[known], weights=values[known], minlength=points)
-        out = np.where(n > 0, sums / np.maximum(n, 1), np.nan)
-    middle = times[0] + (np.arange(points) + 0.5) * step
-    return middle[present], out[present]
+    if not window.rows:
+        return np.empty((len(columns), 0))
+    parts = [_columns(block, columns) for block in window.rows]
+    return np.ascontiguousarray(np.concatenate(parts).T)
 
+
+def _columns(block: NDArray[np.float64], columns: NDArray[np.intp]) -> Floats:
+    """Some columns of a block; NaN for those that came later than it."""
+    import numpy as np
+
+    inside = columns < block.shape[-1]
+    if inside.all():
+        found: Floats = block[..., columns]
+        return found
+    taken: Floats = block[..., np.where(inside, columns, 0)].astype(np.float64)
+    taken[..., ~inside] = np.nan
+    return taken
+
+
+def _known(value: float) -> float | None:
+    return value if value == value else None
