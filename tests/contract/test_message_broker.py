@@ -213,9 +213,14 @@ async def test_a_discovered_connection_is_not_kept_alive(
 ) -> None:
     monitor.discover_resources("message_broker")
     connection = await aio_pika.connect(rabbitmq.url)
-    await soon(lambda: monitor.manager.by_type("message_broker"), "discovered as it was made")
-    [resource] = monitor.manager.by_type("message_broker")
-    assert resource.target is connection
+    found: list[Resource | None] = [None]
+
+    def is_found(connection: aio_pika.abc.AbstractConnection) -> bool:
+        found[0] = monitor.manager.of(connection)
+        return found[0] is not None
+
+    wanted = weakref.ref(connection)
+    await soon(lambda: is_found(wanted()), "discovered as it was made")  # type: ignore[arg-type]
     channel = await connection.channel()
     await channel.declare_queue("orders", exclusive=True)
     await soon(
@@ -227,4 +232,4 @@ async def test_a_discovered_connection_is_not_kept_alive(
     await asyncio.sleep(0.3)
     gc.collect()
     assert gone() is None
-    await soon(lambda: not monitor.manager.by_type("message_broker"), "the resource leaves")
+    await soon(lambda: found[0] not in monitor.manager, "the resource leaves")
