@@ -1,1 +1,7 @@
-"""The live page: routes, stream and the built assets."""
+"""What does a person see of all this? A page that is served by the application itself."""
+
+from __future__ import annotations
+
+from uno.core.monitoring.dashboard.app import Dashboard
+
+__all__ = ["Dashboard"]

@@ -1,0 +1,456 @@
+"""What does the overview show of each resource, and what is the verdict?
+
+Everything is read from the monitor's memory at its last tick. Builders are generators that yield where the work may
+be interrupted: a thousand cards take longer than an application's event loop should stand still.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Generator, Mapping
+from math import inf, isfinite
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from uno import __version__
+from uno.core.monitoring.alerts import Alert, human, title_of
+from uno.core.monitoring.health import Health, HealthStatus
+from uno.core.monitoring.names import STANDARD
+from uno.core.monitoring.series import STATS, Frame, Selector, Series, select_column
+from uno.core.monitoring.thresholds import AlertLevel
+from uno.core.monitoring.type_monitor import ResourceTypeMonitor
+from uno.core.resources import Resource
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from uno.core.monitoring.metrics import Spec
+    from uno.core.monitoring.monitor import ResourceMonitor
+
+SELF = "uno"  # the resource that stands for the monitor itself
+UTILIZATION = "uno.resource.utilization"
+FIGURES = 4
+SPARK_TICKS = 60
+WORDS = 160  # characters of a cause in the verdict
+SERVER_RANK = {"ok": 0, "unknown": 1, "warning": 2, "critical": 3}
+_OF_STATUS = {
+    HealthStatus.UP: "ok",
+    HealthStatus.DEGRADED: "warning",
+    HealthStatus.SATURATED: "warning",
+    HealthStatus.UNKNOWN: "unknown",
+    HealthStatus.DOWN: "critical",
+}
+
+Steps = Generator[None, None, dict[str, Any]]
+
+
+class Figure(NamedTuple):
+    """One number of a card: a statistic of a metric, over all its series."""
+
+    metric: str
+    title: str
+    unit: str
+    stat: str
+    largest: bool  # else they are added up
+    series: list[Series]
+    selectors: list[Selector]
+
+    def value(self, frame: Frame | None) -> float | None:
+        """The number at a tick; None when no series has a value."""
+        if frame is None:
+            return None
+        total: float | None = None
+        values, width = frame.values, len(frame.values)
+        for column, rate in self.selectors:
+            if column >= width:
+                continue
+            value = float(frame.rates[column]) if rate else values[column]
+            if value == value and -inf < value < inf:
+                total = value if total is None else max(total, value) if self.largest else total + value
+        return total
+
+    def parts(self, frame: Frame | None) -> str:
+        """ "3 waiting, 2 running", where labels tell the parts."""
+        if frame is None or not 2 <= len(self.series) <= 4:
+            return ""
+        found = []
+        for series, (column, rate) in zip(self.series, self.selectors, strict=True):
+            if column < len(frame.values):
+                value = float(frame.rates[column]) if rate else frame.values[column]
+                if value == value:
+                    found.append(
+                        f"{human(value, 'By' if self.unit == 'By/s' else '', rate)} {' '.join(series.labels)}"
+                    )
+        return ", ".join(found)
+
+
+def figure_of(spec: Spec, found: list[Series]) -> Figure:
+    """How a card shows a metric: a gauge by its value, a counter by its rate, a histogram by its p95."""
+    stat = STATS[spec.kind][0]
+    title, unit = title_of(spec), spec.unit
+    if spec.kind == "histogram":
+        title += " p95"
+    elif spec.kind == "counter":
+        unit += "/s"
+    largest = spec.kind == "histogram" or (spec.unit in ("1", "s") and spec.kind == "gauge")
+    return Figure(spec.name, title, unit, stat, largest, found, [select_column(s, stat) for s in found])
+
+
+class Cards:
+    """Builds the snapshot and the ticks of one monitor; it only remembers which figures each card has."""
+
+    def __init__(self, monitor: ResourceMonitor) -> None:
+        self.monitor = monitor
+        self._plans: dict[str, tuple[Resource, list[Figure]]] = {}
+        self._version = -1
+        self._libraries: dict[str, str | None] = {}
+        self._host = socket.gethostname()
+
+    # -- the whole and the tick ------------------------------------------------------------------------
+
+    def snapshot(self) -> Steps:
+        """All that the page needs at its start."""
+        monitor, now = self.monitor, self.moment()
+        alerts, levels = self.alerts(), monitor.alerts.firing()
+        by_resource: dict[str, list[str]] = {}
+        for alert in alerts:
+            by_resource.setdefault(alert["resource"], []).append(alert["id"])
+        axis = self.ticks()
+        resources = []
+        for resource in monitor.manager:
+            resources.append(self.card(resource, now, levels, axis, by_resource.get(resource.id, [])))
+            yield
+        resources.sort(key=lambda card: (-SERVER_RANK[card["level"]], card["type"], card["name"]))
+        frame = monitor.store.frame
+        return {
+            "version": __version__,
+            "service": monitor.service,
+            "host": self._host,
+            "pid": os.getpid(),
+            "started": self.wall(monitor.started),
+            "now": self.wall(monitor.clock.now()),
+            "interval": monitor.interval,
+            "running": monitor.running,
+            "last_tick": None if frame is None else self.wall(frame.time),
+            "verdict": self.verdict(
+                [(card["name"], card["id"], card["level"], card["health"]) for card in resources]
+            ),
+            "cost": self.cost(),
+            "discovery": [{"resource": r.id, "how": r.how} for r in monitor.manager if r.discovered],
+            "resources": resources,
+            "alerts": alerts,
+        }
+
+    def tick(self) -> dict[str, Any]:
+        """What changes with a tick, without "added" and "removed"."""
+        monitor, now = self.monitor, self.moment()
+        frame, levels = monitor.store.frame, monitor.alerts.firing()
+        resources: dict[str, Any] = {}
+        judged = []
+        for resource in monitor.manager:
+            health = monitor.health.health(resource.id, now)
+            level = _level(health, levels.get(resource.id))
+            figures = self.figures(resource)
+            said = self._health(health)
+            judged.append((resource.name, resource.id, level, said))
+            resources[resource.id] = {
+                "level": level,
+                "health": said,
+                "figures": [self._figure(figure, resource, frame) for figure in figures],
+                "v": figures[0].value(frame) if figures else None,
+            }
+        return {
+            "now": self.wall(monitor.clock.now() if frame is None else frame.time),
+            "seq": 0 if frame is None else frame.seq,
+            "running": monitor.running,
+            "verdict": self.verdict(judged),
+            "cost": self.cost(),
+            "resources": resources,
+            "alerts": self.alerts(),
+        }
+
+    def card(
+        self,
+        resource: Resource,
+        now: float,
+        levels: Mapping[str, Mapping[str, AlertLevel]],
+        axis: NDArray[np.float64],
+        alerts: list[str],
+    ) -> dict[str, Any]:
+        """One resource of the snapshot."""
+        frame = self.monitor.store.frame
+        health = self.monitor.health.health(resource.id, now)
+        figures = self.figures(resource)
+        running = self.monitor.running
+        return {
+            "id": resource.id,
+            "name": resource.name,
+            "type": resource.type,
+            "endpoint": resource.endpoint,
+            "labels": resource.labels,
+            "discovered": resource.discovered,
+            "library": self.library(resource),
+            "note": "",
+            "health": self._health(health),
+            "level": _level(health, levels.get(resource.id)),
+            "figures": [
+                self._figure(figure, resource, frame) if running else self._last(figure, axis)
+                for figure in figures
+            ],
+            "spark": self._spark(figures[0], axis) if figures else None,
+            "alerts": alerts,
+        }
+
+    # -- time ------------------------------------------------------------------------------------------
+
+    def wall(self, moment: float) -> float:
+        """A moment of the monitor's clock as people's time, to the millisecond."""
+        return round(self.monitor.clock.wall(moment), 3)
+
+    def moment(self) -> float:
+        """As of when the state is told: now, or the last tick when the monitor does not run."""
+        frame = self.monitor.store.frame
+        if frame is not None and not self.monitor.running:
+            return frame.time
+        return self.monitor.clock.now()
+
+    def ticks(self) -> NDArray[np.float64]:
+        """The times of the last ticks, oldest first."""
+        frame, interval = self.monitor.store.frame, self.monitor.interval
+        end = 0.0 if frame is None else frame.time
+        return self._times(end - (SPARK_TICKS + 1) * interval, end)[-SPARK_TICKS:]
+
+    def axis(self, start: float, end: float, points: int) -> NDArray[np.float64]:
+        """At most about ``points`` times for a chart. A time without samples stands where nothing was recorded for
+        long, so that no line is drawn across."""
+        import numpy as np
+
+        times = self._times(start, end, points)
+        if len(times) < 3:
+            return times
+        step = np.diff(times)
+        usual = np.maximum(np.append(step[1:], 0), np.insert(step[:-1], 0, 0))
+        holes = np.flatnonzero(step > 2.5 * np.maximum(usual, self.monitor.interval))
+        return np.insert(times, holes + 1, times[holes] + step[holes] / 2)
+
+    def _times(self, start: float, end: float, points: int | None = None) -> NDArray[np.float64]:
+        """When the monitor ticked: its own series has a value at each tick."""
+        import numpy as np
+
+        found = self.monitor.store.select(SELF, "uno.monitor.tick.duration")
+        if not found:
+            return np.empty(0)
+        return self.monitor.history.range(found[0], "value", start, end, points).times
+
+    # -- figures ---------------------------------------------------------------------------------------
+
+    def figures(self, resource: Resource) -> list[Figure]:
+        """The figures of a card, the first one with a chart; made anew when series come or go."""
+        store = self.monitor.store
+        if self._version != store.version:
+            self._version = store.version
+            self._plans = {}
+        known = self._plans.get(resource.id)
+        if known is not None and known[0] is resource:
+            return known[1]
+        by_metric: dict[str, list[Series]] = {}
+        for series in store.select(resource.id):
+            by_metric.setdefault(series.metric.name, []).append(series)
+        names: list[str] = []
+        for type_monitor in self.monitor.collection.monitors_of(resource):
+            names += [name for name in type_monitor.headline if name in by_metric and name not in names]
+        if not names:
+            order = ("gauge", "counter", "histogram")
+            names = sorted(by_metric, key=lambda name: order.index(by_metric[name][0].metric.kind))
+        figures = [figure_of(by_metric[name][0].metric, by_metric[name]) for name in names[:FIGURES]]
+        self._plans[resource.id] = (resource, figures)
+        return figures
+
+    def _figure(self, figure: Figure, resource: Resource, frame: Frame | None) -> dict[str, Any]:
+        value = figure.value(frame)
+        text = self._capacity(resource) if figure.metric == UTILIZATION else figure.parts(frame)
+        shown = {"metric": figure.metric, "title": figure.title, "value": short(value), "unit": figure.unit}
+        return {**shown, "text": text} if text else shown
+
+    def _last(self, figure: Figure, axis: NDArray[np.float64]) -> dict[str, Any]:
+        """A figure of a monitor that does not run: the last value that was known."""
+        known = [value for value in self._line(figure, axis) if value is not None]
+        value = known[-1] if known else None
+        return {"metric": figure.metric, "title": figure.title, "value": short(value), "unit": figure.unit}
+
+    def _capacity(self, resource: Resource) -> str:
+        driver, target = resource.driver, resource.target
+        if not isinstance(driver, ResourceTypeMonitor) or target is None:
+            return ""
+        try:
+            found = driver.capacity(target)
+        except Exception:  # noqa: BLE001 - a driver that meets an odd object costs one word, not the page
+            return ""
+        if found is None:
+            return ""
+        in_use, limit = found
+        return f"{in_use:g} of {limit:g}" if limit is not None and isfinite(limit) else f"{in_use:g}"
+
+    def _line(self, figure: Figure, axis: NDArray[np.float64]) -> list[float | None]:
+        """A figure at each time of ``axis``."""
+        import numpy as np
+
+        if not len(axis):
+            return []
+        total = np.full(len(axis), np.nan)
+        history = self.monitor.history
+        for series in figure.series:
+            times, values, _ = history.range(series, figure.stat, float(axis[0]), float(axis[-1]))
+            place = np.searchsorted(axis, times)
+            fits = place < len(axis)
+            place, times, values = place[fits], times[fits], values[fits]
+            same = axis[place] == times
+            line = np.full(len(axis), np.nan)
+            line[place[same]] = values[same]
+            if figure.largest:
+                total = np.fmax(total, line)
+            else:
+                total = np.where(np.isnan(line), total, np.where(np.isnan(total), line, total + line))
+        return [short(value) for value in total.tolist()]
+
+    def _spark(self, figure: Figure, axis: NDArray[np.float64]) -> dict[str, Any]:
+        return {
+            "metric": figure.metric,
+            "title": figure.title,
+            "unit": figure.unit,
+            "min": 0 if figure.unit == "1" else None,
+            "max": 1 if figure.unit == "1" else None,
+            "times": [self.wall(t) for t in axis.tolist()],
+            "values": self._line(figure, axis),
+        }
+
+    # -- words -----------------------------------------------------------------------------------------
+
+    def library(self, resource: Resource) -> str | None:
+        """ "sqlalchemy 2.1.9"; None for what belongs to Python itself."""
+        driver = resource.driver
+        name = driver.library.partition(".")[0] if isinstance(driver, ResourceTypeMonitor) else ""
+        if not name or name in sys.stdlib_module_names:
+            return None
+        if name not in self._libraries:
+            version = getattr(sys.modules.get(name), "__version__", None)
+            self._libraries[name] = f"{name} {version}" if isinstance(version, str) else name
+        return self._libraries[name]
+
+    def _health(self, health: Health) -> dict[str, Any]:
+        return {
+            "status": health.status.value,
+            "reason": readable(health.reason),
+            "since": None if health.since is None else self.wall(health.since),
+            "checked": None if health.checked is None else self.wall(health.checked),
+        }
+
+    def alerts(self) -> list[dict[str, Any]]:
+        """What is pending or firing."""
+        return [self.alert(alert) for alert in self.monitor.alerts.active()]
+
+    def alert(self, alert: Alert) -> dict[str, Any]:
+        """One alert with the words and the unit of its metric."""
+        found = self.monitor.store.select(alert.resource, alert.metric)
+        spec = found[0].metric if found else STANDARD.get(alert.metric)
+        unit = "" if spec is None else spec.unit + ("/s" if spec.kind == "counter" else "")
+        return {
+            **alert.to_dict(),
+            "title": alert.metric if spec is None else title_of(spec),
+            "unit": unit,
+            "since": self.wall(alert.since),
+            "fired_at": None if alert.fired_at is None else self.wall(alert.fired_at),
+            "resolved_at": None if alert.resolved_at is None else self.wall(alert.resolved_at),
+        }
+
+    def cost(self) -> dict[str, Any]:
+        """What monitoring itself uses."""
+        monitor = self.monitor
+        frame, stats = monitor.store.frame, monitor.history.stats()
+        reach = (
+            None if frame is None or stats.oldest is None else round(max(0.0, frame.time - stats.oldest), 1)
+        )
+        return {
+            "cpu_ratio": short(monitor.cpu_ratio()),
+            "tick_seconds": short(monitor.tick_seconds),
+            "series": len(monitor.store),
+            "history_bytes": stats.bytes,
+            "retention_seconds": reach,
+        }
+
+    def verdict(self, judged: list[tuple[str, str, str, dict[str, Any]]]) -> dict[str, str]:
+        """One sentence: is it well, and if not, what is worst and why? ``judged``: name, id, level, health."""
+        n = len(judged)
+        if not n:
+            return {"level": "unknown", "text": "Nothing is monitored yet."}
+        if self.monitor.store.frame is None:
+            waits = (
+                "Waiting for the first tick." if self.monitor.running else "The monitor has not been started."
+            )
+            return {"level": "unknown", "text": waits}
+        bad = [one for one in judged if one[2] in ("critical", "warning")]
+        unknown = [one for one in judged if one[2] == "unknown"]
+        if not bad and not unknown:
+            return {
+                "level": "ok",
+                "text": f"All {n} resources are well." if n > 1 else f"{judged[0][0]} is well.",
+            }
+        if not bad:
+            name, _, _, health = unknown[0]
+            text = (
+                f"{len(unknown)} of {n} resources cannot be judged: {name} ({health['reason'] or 'unknown'})"
+            )
+            return {"level": "unknown", "text": text + _more(len(unknown) - 1)}
+        causes: dict[str, Alert] = {}
+        for alert in self.monitor.alerts.active():
+            if alert.state == "firing":
+                causes.setdefault(alert.resource, alert)
+        bad.sort(key=lambda one: (one[2] != "critical", one[3]["status"] != "down", one[0]))
+        said = [
+            _sentence(name, health, causes.get(id), WORDS // min(2, len(bad)))
+            for name, id, _, health in bad[:2]
+        ]
+        verb = "needs" if len(bad) == 1 else "need"
+        text = f"{len(bad)} of {n} resources {verb} attention: {'; '.join(said)}{_more(len(bad) - 2)}"
+        return {"level": bad[0][2], "text": text}
+
+
+def readable(reason: str) -> str:
+    """A health reason with a metric's title in place of its name."""
+    word, colon, metric = reason.partition(": ")
+    spec = STANDARD.get(metric)
+    return f"{title_of(spec)} is {word}" if colon and spec is not None else reason
+
+
+def _level(health: Health, levels: Mapping[str, AlertLevel] | None) -> str:
+    """The worse of what the alerts and what the health say."""
+    firing = max(levels.values(), default=AlertLevel.OK).label if levels else "ok"
+    return max(firing, _OF_STATUS[health.status], key=SERVER_RANK.__getitem__)
+
+
+def _sentence(name: str, health: dict[str, Any], alert: Alert | None, room: int) -> str:
+    why = (alert.cause or alert.message) if alert is not None else health["reason"]
+    status = health["status"]
+    state = "has an alert" if status == "up" else f"is {status}"
+    return f"{name} {state} ({cut(why, room)})" if why else f"{name} {state}"
+
+
+def _more(n: int) -> str:
+    return f"; and {n} more." if n > 0 else "."
+
+
+def cut(text: str, room: int) -> str:
+    """The text, shortened at a word where it is longer than ``room`` characters."""
+    text = text.rstrip(".")
+    if len(text) <= room:
+        return text
+    return text[:room].rsplit(" ", 1)[0].rstrip(",;:") + " …"
+
+
+def short(value: float | None) -> float | None:
+    """Five significant digits, which is more than a page shows; None for what is no number."""
+    if value is None or value != value or value in (inf, -inf):
+        return None
+    return float(f"{value:.5g}")
