@@ -6,6 +6,7 @@ import asyncio
 import queue
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -206,23 +207,32 @@ def _consumer() -> int:
     return threading.get_ident()
 
 
+def _recorded(where: str, record: Callable[[Any, Stat], None], queue: Any) -> None:
+    try:
+        stat = queue.__dict__.get(ATTRIBUTE)
+        if stat is not None:  # detached meanwhile
+            record(queue, stat)
+    except Exception as error:  # noqa: BLE001 - a hook never fails the call
+        failures(where, error)
+
+
 def _hooked(where: str, record: Callable[[Any, Stat], None]) -> Callable[[Any], Any]:
-    """A hook that lets the call go through and then records it, for watched queues only."""
+    """A hook on a method without arguments that records the call afterwards, for watched queues only."""
 
     def wrap(original: Any) -> Any:
-        def hook(self: Any, *args: Any) -> Any:
-            result = original(self, *args)
-            stat = self.__dict__.get(ATTRIBUTE)
-            if stat is not None:
-                try:
-                    record(self, stat)
-                except Exception as error:  # noqa: BLE001 - a hook never fails the call
-                    failures(where, error)
+        def hook(self: Any) -> Any:
+            result = original(self)
+            if ATTRIBUTE in self.__dict__:
+                _recorded(where, record, self)
             return result
 
         return hook
 
     return wrap
+
+
+def _refused(error: Exception, target: Any, stat: Stat) -> None:
+    stat.failed(error)
 
 
 def _done(target: Any, stat: Stat) -> None:
@@ -233,34 +243,41 @@ def _done(target: Any, stat: Stat) -> None:
 
 
 _get_nowait = _hooked("asyncio.Queue.get_nowait", lambda self, stat: _left(stat, self.qsize()))
-_inner_put = _hooked("queue.Queue._put", _entered)
 _inner_get = _hooked("queue.Queue._get", lambda self, stat: _left(stat, self._qsize()))
 _task_done = _hooked("Queue.task_done", _done)
 
 
-def _refusing(original: Any, full: type[Exception], record: Callable[[Any, Stat], None] | None) -> Any:
-    def put(self: Any, *args: Any, **kwargs: Any) -> Any:
-        stat = self.__dict__.get(ATTRIBUTE)
-        if stat is None:
-            return original(self, *args, **kwargs)
-        try:
-            result = original(self, *args, **kwargs)
-        except full as error:
-            stat.failed(error)
-            raise
-        if record is not None:
-            try:
-                record(self, stat)
-            except Exception as error:  # noqa: BLE001 - a hook never fails the call
-                failures("Queue.put", error)
-        return result
+def _inner_put(original: Any) -> Any:
+    def _put(self: Any, item: Any) -> None:
+        original(self, item)
+        if ATTRIBUTE in self.__dict__:
+            _recorded("queue.Queue._put", _entered, self)
 
-    return put
+    return _put
 
 
 def _put_nowait(original: Any) -> Any:
-    return _refusing(original, asyncio.QueueFull, _entered)
+    def put_nowait(self: Any, item: Any) -> None:
+        if ATTRIBUTE not in self.__dict__:
+            return original(self, item)  # type: ignore[no-any-return]
+        try:
+            original(self, item)
+        except asyncio.QueueFull as error:
+            _recorded("asyncio.Queue.put_nowait", partial(_refused, error), self)
+            raise
+        _recorded("asyncio.Queue.put_nowait", _entered, self)
+
+    return put_nowait
 
 
 def _put(original: Any) -> Any:
-    return _refusing(original, queue.Full, None)
+    def put(self: Any, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        if ATTRIBUTE not in self.__dict__:
+            return original(self, item, block, timeout)  # type: ignore[no-any-return]
+        try:
+            original(self, item, block, timeout)
+        except queue.Full as error:
+            _recorded("queue.Queue.put", partial(_refused, error), self)
+            raise
+
+    return put
