@@ -293,7 +293,6 @@ class MonitoringMiddleware:
         if root and not scope_["path"].startswith(root):
             inner["path"] = root + scope_["path"]
         inner["root_path"] = root + self._dashboard_path
-        inner.pop("app", None)
         await self._dashboard.app(inner, receive, send)
 
 

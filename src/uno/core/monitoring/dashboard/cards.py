@@ -56,37 +56,43 @@ class Figure(NamedTuple):
     largest: bool  # else they are added up
     series: list[Series]
     selectors: list[Selector]
+    limit: Selector | None  # of what a utilization is a share
 
     def value(self, frame: Frame | None) -> float | None:
         """The number at a tick; None when no series has a value."""
         if frame is None:
             return None
-        total: float | None = None
-        values, width = frame.values, len(frame.values)
-        for column, rate in self.selectors:
-            if column >= width:
-                continue
-            value = float(frame.rates[column]) if rate else values[column]
-            if value == value and -inf < value < inf:
-                total = value if total is None else max(total, value) if self.largest else total + value
-        return total
+        values = [value for one in self.selectors if (value := self._at(frame, one)) is not None]
+        if not values:
+            return None
+        return max(values) if self.largest else sum(values)
 
-    def parts(self, frame: Frame | None) -> str:
-        """ "3 waiting, 2 running", where labels tell the parts."""
-        if frame is None or not 2 <= len(self.series) <= 4:
+    def words(self, frame: Frame | None) -> str:
+        """ "4 of 10" for a share of a limit; "3 waiting, 2 running" where labels tell the parts."""
+        if frame is None:
+            return ""
+        if self.metric == UTILIZATION:
+            use, limit = self.value(frame), self._at(frame, self.limit)
+            return "" if use is None or limit is None else f"{round(use * limit):,} of {round(limit):,}"
+        if not 2 <= len(self.series) <= 4:
             return ""
         found = []
-        for series, (column, rate) in zip(self.series, self.selectors, strict=True):
-            if column < len(frame.values):
-                value = float(frame.rates[column]) if rate else frame.values[column]
-                if value == value:
-                    found.append(
-                        f"{human(value, 'By' if self.unit == 'By/s' else '', rate)} {' '.join(series.labels)}"
-                    )
+        for series, selector in zip(self.series, self.selectors, strict=True):
+            value = self._at(frame, selector)
+            if value is not None:
+                unit = "By" if self.unit.startswith("By") else ""
+                found.append(f"{human(value, unit, selector.rate)} {' '.join(series.labels)}")
         return ", ".join(found)
 
+    @staticmethod
+    def _at(frame: Frame, selector: Selector | None) -> float | None:
+        if selector is None or selector.column >= len(frame.values):
+            return None
+        value = float(frame.rates[selector.column]) if selector.rate else frame.values[selector.column]
+        return value if isfinite(value) else None
 
-def figure_of(spec: Spec, found: list[Series]) -> Figure:
+
+def figure_of(spec: Spec, found: list[Series], limit: Selector | None = None) -> Figure:
     """How a card shows a metric: a gauge by its value, a counter by its rate, a histogram by its p95."""
     stat = STATS[spec.kind][0]
     title, unit = title_of(spec), spec.unit
@@ -95,7 +101,9 @@ def figure_of(spec: Spec, found: list[Series]) -> Figure:
     elif spec.kind == "counter":
         unit += "/s"
     largest = spec.kind == "histogram" or (spec.unit in ("1", "s") and spec.kind == "gauge")
-    return Figure(spec.name, title, unit, stat, largest, found, [select_column(s, stat) for s in found])
+    return Figure(
+        spec.name, title, unit, stat, largest, found, [select_column(s, stat) for s in found], limit
+    )
 
 
 class Cards:
@@ -103,8 +111,8 @@ class Cards:
 
     def __init__(self, monitor: ResourceMonitor) -> None:
         self.monitor = monitor
-        self._plans: dict[str, tuple[Resource, list[Figure]]] = {}
-        self._version = -1
+        #: the figures of each card, for one version of the store; replaced whole, since two threads read it
+        self._plans: tuple[int, dict[str, tuple[Resource, list[Figure]]]] = (-1, {})
         self._libraries: dict[str, str | None] = {}
         self._host = socket.gethostname()
 
@@ -158,7 +166,7 @@ class Cards:
             resources[resource.id] = {
                 "level": level,
                 "health": said,
-                "figures": [self._figure(figure, resource, frame) for figure in figures],
+                "figures": [self._figure(figure, frame) for figure in figures],
                 "v": figures[0].value(frame) if figures else None,
             }
         return {
@@ -196,8 +204,7 @@ class Cards:
             "health": self._health(health),
             "level": _level(health, levels.get(resource.id)),
             "figures": [
-                self._figure(figure, resource, frame) if running else self._last(figure, axis)
-                for figure in figures
+                self._figure(figure, frame) if running else self._last(figure, axis) for figure in figures
             ],
             "spark": self._spark(figures[0], axis) if figures else None,
             "alerts": alerts,
@@ -249,10 +256,10 @@ class Cards:
     def figures(self, resource: Resource) -> list[Figure]:
         """The figures of a card, the first one with a chart; made anew when series come or go."""
         store = self.monitor.store
-        if self._version != store.version:
-            self._version = store.version
-            self._plans = {}
-        known = self._plans.get(resource.id)
+        if self._plans[0] != store.version:
+            self._plans = (store.version, {})
+        plans = self._plans[1]
+        known = plans.get(resource.id)
         if known is not None and known[0] is resource:
             return known[1]
         by_metric: dict[str, list[Series]] = {}
@@ -264,13 +271,15 @@ class Cards:
         if not names:
             order = ("gauge", "counter", "histogram")
             names = sorted(by_metric, key=lambda name: order.index(by_metric[name][0].metric.kind))
-        figures = [figure_of(by_metric[name][0].metric, by_metric[name]) for name in names[:FIGURES]]
-        self._plans[resource.id] = (resource, figures)
+        limits = [found[0] for name, found in by_metric.items() if name.endswith(".max") and len(found) == 1]
+        limit = select_column(limits[0]) if limits else None
+        figures = [figure_of(by_metric[name][0].metric, by_metric[name], limit) for name in names[:FIGURES]]
+        plans[resource.id] = (resource, figures)
         return figures
 
-    def _figure(self, figure: Figure, resource: Resource, frame: Frame | None) -> dict[str, Any]:
+    def _figure(self, figure: Figure, frame: Frame | None) -> dict[str, Any]:
         value = figure.value(frame)
-        text = self._capacity(resource) if figure.metric == UTILIZATION else figure.parts(frame)
+        text = figure.words(frame)
         shown = {"metric": figure.metric, "title": figure.title, "value": short(value), "unit": figure.unit}
         return {**shown, "text": text} if text else shown
 
@@ -279,19 +288,6 @@ class Cards:
         known = [value for value in self._line(figure, axis) if value is not None]
         value = known[-1] if known else None
         return {"metric": figure.metric, "title": figure.title, "value": short(value), "unit": figure.unit}
-
-    def _capacity(self, resource: Resource) -> str:
-        driver, target = resource.driver, resource.target
-        if not isinstance(driver, ResourceTypeMonitor) or target is None:
-            return ""
-        try:
-            found = driver.capacity(target)
-        except Exception:  # noqa: BLE001 - a driver that meets an odd object costs one word, not the page
-            return ""
-        if found is None:
-            return ""
-        in_use, limit = found
-        return f"{in_use:g} of {limit:g}" if limit is not None and isfinite(limit) else f"{in_use:g}"
 
     def _line(self, figure: Figure, axis: NDArray[np.float64]) -> list[float | None]:
         """A figure at each time of ``axis``."""
