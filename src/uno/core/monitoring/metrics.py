@@ -148,11 +148,17 @@ class Sketch:
         self.counts = {} if counts is None else counts
 
     def add(self, values: Sequence[float]) -> None:
-        """Count each of ``values`` (finite numbers)."""
-        counts, ratio = self.counts, self.RATIO
-        for value in values:
-            index = ceil(log(value) / ratio) if value > 6e-18 else self.LOWEST
-            counts[index] = counts.get(index, 0) + 1
+        """Count each of ``values``: finite numbers, ascending."""
+        counts, ratio, lowest = self.counts, self.RATIO, self.LOWEST
+        at, n = bisect_right(values, 6e-18), len(values)
+        if at:
+            counts[lowest] = counts.get(lowest, 0) + at
+        many = n - at > 100  # then it is cheaper to look for the end of each bucket
+        while at < n:
+            index = ceil(log(values[at]) / ratio)
+            end = max(at + 1, bisect_right(values, exp(index * ratio), at)) if many else at + 1
+            counts[index] = counts.get(index, 0) + end - at
+            at = end
 
     def merge(self, other: Sketch) -> None:
         """Add the counts of ``other``."""

@@ -34,6 +34,8 @@ class ResourceTypeMonitor:
     resource_type: ClassVar[str] = ""
     #: Dotted names of the classes that are recognised, also through subclasses. Never imported by uno.
     targets: ClassVar[tuple[str, ...]] = ()
+    #: Dotted names of subclasses that are no resources of their own.
+    ignored: ClassVar[tuple[str, ...]] = ()
     #: The library's module whose ``__version__`` is shown, and the versions that were tested.
     library: ClassVar[str] = ""
     tested: ClassVar[str] = ""

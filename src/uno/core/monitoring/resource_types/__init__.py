@@ -62,7 +62,10 @@ class Recogniser:
 
     def __init__(self, kinds: list[ResourceTypeMonitor]) -> None:
         self.kinds = kinds
-        self._by_name = {target: kind for kind in kinds for target in kind.targets}
+        self._by_name: dict[str, ResourceTypeMonitor | None] = {
+            target: kind for kind in kinds for target in kind.targets
+        }
+        self._by_name.update((name, None) for kind in kinds for name in kind.ignored)
 
     def driver_of(self, target: object) -> Any:
         """The kind of ``target``, or None."""
@@ -72,9 +75,9 @@ class Recogniser:
         """The kind of instances of ``cls``, or None. Uses type() and the MRO only, which wakes no lazy proxy."""
         names = self._by_name
         for base in cls.__mro__:
-            kind = names.get(f"{base.__module__}.{base.__qualname__}")
-            if kind is not None:
-                return kind
+            name = f"{base.__module__}.{base.__qualname__}"
+            if name in names:
+                return names[name]
         return None
 
     def types(self) -> list[str]:
