@@ -1,0 +1,40 @@
+"""How does a file appear whole or not at all?"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+
+def write(path: str | os.PathLike[str], fill: Callable[[TextIO], object]) -> Path:
+    """Let ``fill`` write a UTF-8 text file, in directories that are made, and return its path.
+
+    It is written beside its place and then put there at once. Whatever is raised, an older file stays as it was
+    and nothing else is left behind. Devices and pipes are written to directly.
+    """
+    asked = Path(path)
+    target = Path(os.path.realpath(asked))  # a link keeps pointing where it points
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "the report needs a file name, this is a directory", str(asked))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    how = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    if target.exists() and not target.is_file():
+        with open(target, "w", **how) as file:  # type: ignore[call-overload]
+            fill(file)
+        return asked
+    beside = target.parent / f".uno-{os.urandom(6).hex()}.tmp"
+    try:
+        with open(beside, "x", **how) as file:  # type: ignore[call-overload]
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if target.exists():
+            beside.chmod(target.stat().st_mode & 0o777)
+        os.replace(beside, target)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    return asked
