@@ -10,6 +10,7 @@ from uno.core.monitoring.graph import DependencyGraph, Edge, Node
 from uno.core.monitoring.graph.model import Level, NodeKind
 from uno.core.monitoring.instrumentation import OWN, Stat
 from uno.core.monitoring.thresholds import AlertLevel
+from uno.core.monitoring.type_monitor import ResourceTypeMonitor
 from uno.core.resources import Resource
 
 if TYPE_CHECKING:
@@ -65,11 +66,9 @@ def build_graph(monitor: ResourceMonitor) -> DependencyGraph:
         nodes[resource.id] = Node(
             resource.id, resource.name, resource.type, "resource", level, resource.endpoint or ""
         )
-        if resource.endpoint:
-            server = f"server {resource.endpoint}"
-            nodes.setdefault(
-                server, Node(server, resource.endpoint, "server", "server", "unknown", resource.endpoint)
-            )
+        for place in _endpoints(resource):
+            server = f"server {place}"
+            nodes.setdefault(server, Node(server, place, "server", "server", "unknown", place))
             edges.append(Edge(resource.id, server, "observed", 0, None, 0))
     for resource in monitor.manager:
         for needed in resource.depends_on:
@@ -88,3 +87,11 @@ def build_graph(monitor: ResourceMonitor) -> DependencyGraph:
             rate = monitor.callers.rate(resource.id, name)
             edges.append(Edge(caller, resource.id, "observed", int(calls.value), rate, int(errors.value)))
     return DependencyGraph(nodes.values(), edges)
+
+
+def _endpoints(resource: Resource) -> list[str]:
+    found = [resource.endpoint] if resource.endpoint else []
+    target = resource.target
+    if target is not None and isinstance(resource.driver, ResourceTypeMonitor):
+        found += resource.driver.endpoints(target)
+    return list(dict.fromkeys(found))

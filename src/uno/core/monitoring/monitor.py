@@ -14,6 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from uno.core.monitoring.alerts import Alert, AlertBook
@@ -145,7 +146,8 @@ class ResourceMonitor:
         self._anomalies: AnomalyWatch | None = None
         self._cpu = CounterCell()
         self._names_at = 0.0
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # definitions; held for moments, and while nothing else is waited for
+        self._life_lock = threading.RLock()  # start and stop
         self._tick_lock = threading.RLock()
         self._built_in: list[Resource] = []
         self._set_default_thresholds()
@@ -172,7 +174,7 @@ class ResourceMonitor:
 
     def start(self) -> None:
         """Begin to tick. Does nothing when that is so already."""
-        with self._lock:
+        with self._life_lock:
             if self.running:
                 return
             loop = running_loop()
@@ -186,7 +188,7 @@ class ResourceMonitor:
 
     def stop(self) -> None:
         """Stop ticking within 2 s, take every hook off, end every thread. What was recorded stays readable."""
-        with self._lock:
+        with self._life_lock:
             atexit.unregister(self.stop)
             was_running = self.running
             self._sampler.stop()
@@ -195,10 +197,13 @@ class ResourceMonitor:
                     undo()
             self._installed.clear()
             self._sampler.pulses = ()
-            if was_running:  # the last values would otherwise be shown for ever
-                with self._tick_lock:
+            # The last values would otherwise be shown for ever. A tick that hangs is not waited for.
+            if was_running and self._tick_lock.acquire(timeout=0.5):
+                try:
                     self.store.blank_all()
                     self.store.tick(self.clock.now())
+                finally:
+                    self._tick_lock.release()
             for resource in [r for r in self._built_in if isinstance(r.target, LoopTarget)]:
                 if resource in self.manager:
                     self.manager.unregister(resource)
@@ -275,10 +280,12 @@ class ResourceMonitor:
     def _added(self, resource: Resource) -> None:
         self.health.watch(resource.id)
         self.collection.plan(resource)
-        target = resource.target
-        watch = getattr(target, "watch", None) if isinstance(target, LoopTarget) else None
-        if watch is not None:
-            self._sampler.pulses = (*self._sampler.pulses, lambda: watch(time.monotonic()))
+        if isinstance(resource.target, LoopTarget):
+            self._set_pulses()
+
+    def _set_pulses(self) -> None:
+        loops = [r.target for r in self.manager if isinstance(r.target, LoopTarget)]
+        self._sampler.pulses = tuple(partial(_watch, loop) for loop in loops)
 
     def _removed(self, resource: Resource) -> None:
         with self._lock:
@@ -288,6 +295,8 @@ class ResourceMonitor:
             self._aliases.forget(resource.id)
         self.store.remove(resource.id)
         self.health.forget(resource.id)
+        if isinstance(resource.target, LoopTarget):
+            self._set_pulses()
 
     # -- metrics ---------------------------------------------------------------------------------------
 
@@ -552,7 +561,7 @@ class ResourceMonitor:
     # -- the tick --------------------------------------------------------------------------------------
 
     def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Call ``listener()``, which must return at once, after each tick on the monitor's thread; returns what ends it."""
+        """Call ``listener()`` on the monitor's thread after each tick; it must return at once. Returns what ends it."""
         with self._lock:
             self._listeners = (*self._listeners, listener)
 
@@ -608,6 +617,12 @@ class ResourceMonitor:
 
     def _discover_new(self) -> None:
         self.manager.sweep()
+        for resource in [
+            r for r in self._built_in if isinstance(r.target, LoopTarget) and r.target.loop is None
+        ]:
+            self._built_in.remove(resource)
+            if resource in self.manager:
+                self.manager.unregister(resource)
         if self.discovery.types is None or self.discovery.types:
             now = time.monotonic()
             names = now - self._names_at >= NAMES_EVERY
@@ -635,10 +650,14 @@ class ResourceMonitor:
 
     # -- fork ------------------------------------------------------------------------------------------
 
+    def before_fork(self) -> None:
+        """In the process that forks: let the first tick end, which imports what the child needs whole."""
+        self._sampler.before_fork()
+
     def reinit_after_fork(self) -> None:
         """In a forked child: renew the locks and, when the parent's monitor ran, run here too."""
         was_running = self._sampler.was_running_before_fork()
-        self._lock, self._tick_lock = threading.RLock(), threading.RLock()
+        self._lock, self._life_lock, self._tick_lock = threading.RLock(), threading.RLock(), threading.RLock()
         for part in (self.manager, self.store, self.alerts, self.collection, self._sampler):
             part.reinit_after_fork()
         if self._history is not None and hasattr(self._history, "reinit_after_fork"):
@@ -652,6 +671,10 @@ class ResourceMonitor:
             metric.reinit_after_fork()
         if was_running:
             self._sampler.start()
+
+
+def _watch(loop: LoopTarget) -> None:
+    loop.watch(time.monotonic())
 
 
 def _label_fits(labels: Mapping[str, str], name: str, value: str) -> bool:
@@ -676,6 +699,11 @@ def _weak_listener(monitor: ResourceMonitor) -> Callable[[str, Resource], None]:
 _MONITORS: weakref.WeakSet[ResourceMonitor] = weakref.WeakSet()
 
 
+def _before_fork() -> None:
+    for monitor in list(_MONITORS):
+        monitor.before_fork()
+
+
 def _after_fork() -> None:
     for monitor in list(_MONITORS):
         try:
@@ -685,4 +713,4 @@ def _after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)

@@ -164,6 +164,10 @@ class ResourceTypeMonitor:
         """Objects inside ``target`` that are not resources of their own, since ``target`` stands for them."""
         return ()
 
+    def endpoints(self, target: Any) -> list[str]:
+        """Further servers that ``target`` was seen to talk to, as host:port."""
+        return []
+
     def capacity(self, target: Any) -> tuple[float, float | None] | None:
         """(in use, limit) for "4 of 10", or None."""
         return None
