@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from math import nan
+from math import inf, nan, nextafter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from uno.core.monitoring.metrics import Sketch
@@ -207,6 +207,7 @@ class Sketches:
         were enough."""
         import numpy as np
 
+        end = nextafter(end, inf)  # a tick at the very end belongs to the period
         minutes = start >= self.fine.lost
         found: list[_Packed] = []
         if not minutes:
