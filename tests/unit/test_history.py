@@ -389,9 +389,10 @@ def test_a_resource_that_comes_back_keeps_its_history() -> None:
     world.store.remove("db")
     world.tick()
     back = world.store.add("db", series.metric, (), GaugeCell(3.0))
+    assert back is not None
     assert back is series
     world.tick()
-    values = world.history.range(series, None, START, world.now).values.tolist()
+    values = world.history.range(back, None, START, world.now).values.tolist()
     assert [v if v == v else None for v in values] == [1, 1, None, 3]
 
 

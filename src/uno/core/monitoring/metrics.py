@@ -156,7 +156,7 @@ class Sketch:
         many = n - at > 100  # then it is cheaper to look for the end of each bucket
         while at < n:
             index = ceil(log(values[at]) / ratio)
-            end = max(at + 1, bisect_right(values, exp(index * ratio), at)) if many else at + 1
+            end = max(at + 1, bisect_right(values, exp(min(index * ratio, _LARGEST)), at)) if many else at + 1
             counts[index] = counts.get(index, 0) + end - at
             at = end
 

@@ -1,0 +1,389 @@
+"""Counter, Gauge and Histogram, as an application uses them."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+from bisect import bisect_left
+from decimal import Decimal
+from fractions import Fraction
+from itertools import count
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from uno.core.monitoring.metrics import (
+    DEFAULT_BUCKETS,
+    MAX_CHILDREN,
+    OVERFLOW,
+    CounterCell,
+    HistogramCell,
+    MetricError,
+    Sketch,
+)
+from uno.core.monitoring.resources import Counter, Gauge, Histogram
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+
+
+def in_threads(work, threads: int = 4) -> None:
+    """Run ``work`` in several threads that are switched as often as can be."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    gate = threading.Barrier(threads)
+
+    def run() -> None:
+        gate.wait(10)
+        work()
+
+    running = [threading.Thread(target=run) for _ in range(threads)]
+    try:
+        for thread in running:
+            thread.start()
+        for thread in running:
+            thread.join(50)
+    finally:
+        sys.setswitchinterval(before)
+
+
+def values(metric) -> dict:
+    return {labels: cell.value for labels, cell in metric.cells()}
+
+
+# -- exact under threads -------------------------------------------------------------------------------
+
+
+def test_a_counter_loses_nothing_between_threads() -> None:
+    counter = Counter("orders")
+
+    def work() -> None:
+        for _ in range(50_000):
+            counter.inc()
+
+    in_threads(work)
+    assert values(counter) == {(): 200_000}
+
+
+def test_a_gauge_loses_nothing_between_threads() -> None:
+    gauge = Gauge("active")
+
+    def work() -> None:
+        for _ in range(20_000):
+            with gauge.track():
+                gauge.inc(2)
+            gauge.dec(2)
+
+    in_threads(work)
+    assert values(gauge) == {(): 0}
+
+
+def test_a_histogram_loses_nothing_while_it_is_folded() -> None:
+    cell = HistogramCell()
+    done = threading.Event()
+    seen = []
+
+    def tick() -> None:
+        while not done.is_set():
+            seen.append(cell.freeze())
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+
+    def work() -> None:
+        for _ in range(25_000):
+            cell.observe(0.003)
+
+    in_threads(work)
+    done.set()
+    ticker.join(10)
+    seen.append(cell.freeze())
+    assert cell.frozen[0] == 100_000
+    assert sum(cell.frozen[2]) == 100_000
+    assert sum(sum(sketch.counts.values()) for sketch in seen if sketch is not None) == 100_000
+    assert cell.frozen[1] == pytest.approx(300)
+
+
+def test_a_series_is_made_once_for_all_threads() -> None:
+    counter = Counter("orders", labels=["shop"])
+    told: list[tuple] = []
+    counter.watch(lambda labels, cell: told.append((labels, cell)))
+
+    def work() -> None:
+        for i in range(5_000):
+            counter.labels(str(i % 500)).inc()
+
+    in_threads(work)
+    assert sum(values(counter).values()) == 20_000
+    assert len({labels for labels, _ in told}) == 500
+    assert len({id(cell) for _, cell in told}) == 500
+
+
+def test_recording_needs_no_lock_and_no_call_between_load_and_store() -> None:
+    """What makes ``+=`` exact: the interpreter hands over at calls and jumps only."""
+    import dis
+
+    names = [i.opname for i in dis.get_instructions(CounterCell.inc)]
+    store = names.index("STORE_ATTR")
+    load = max(i for i, name in enumerate(names[:store]) if name == "LOAD_ATTR")
+    between = names[load:store]
+    assert not [name for name in between if "CALL" in name or "JUMP" in name or name == "RESUME"]
+
+
+# -- refusals ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("amount", [-1, -1e-9, math.nan, -math.inf])
+def test_a_counter_only_grows(amount) -> None:
+    counter = Counter("orders")
+    counter.inc(3)
+    with pytest.raises(MetricError, match="only grows"):
+        counter.inc(amount)
+    assert values(counter) == {(): 3}
+
+
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, -math.inf, "3", None, 10**400, object(), Decimal("NaN")]
+)
+def test_a_histogram_takes_finite_numbers(value) -> None:
+    histogram = Histogram("wait")
+    with pytest.raises(MetricError):
+        histogram.observe(value)
+    (cell,) = (cell for _, cell in histogram.cells())
+    assert cell.freeze() is None
+    histogram.observe(1)
+    assert cell.freeze() is not None
+
+
+@pytest.mark.parametrize("value", [1, True, Decimal("0.5"), Fraction(1, 3), 0.25])
+def test_a_histogram_takes_any_kind_of_number(value) -> None:
+    histogram = Histogram("wait")
+    histogram.observe(value)
+    (cell,) = (cell for _, cell in histogram.cells())
+    cell.freeze()
+    assert cell.frozen[:2] == (1, float(value))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1])
+def test_a_total_is_a_number_from_zero_up(value) -> None:
+    cell = CounterCell()
+    cell.set_total(5)
+    with pytest.raises(MetricError, match="total"):
+        cell.set_total(value)
+    assert cell.value == 5
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Counter("2fast"), "bad metric name"),
+        (lambda: Counter("a b"), "bad metric name"),
+        (lambda: Counter("a\n"), "bad metric name"),
+        (lambda: Counter(3), "bad metric name"),  # type: ignore[arg-type]
+        (lambda: Counter("a", labels=["b", "b"]), "twice"),
+        (lambda: Counter("a", labels="b"), r"labels=\['b'\]"),
+        (lambda: Counter("a", labels=["__b"]), "bad label name"),
+        (lambda: Counter("a", labels=["b-c"]), "bad label name"),
+        (lambda: Counter("a", labels=["resource"]), "set by uno"),
+        (lambda: Histogram("a", labels=["le"]), "set by uno"),
+        (lambda: Histogram("a", buckets=[]), "ascending"),
+        (lambda: Histogram("a", buckets=[1, 1]), "ascending"),
+        (lambda: Histogram("a", buckets=[2, 1]), "ascending"),
+        (lambda: Histogram("a", buckets=[1, math.nan]), "ascending"),
+    ],
+    ids=count(),
+)
+def test_a_bad_definition_says_what_is_wrong(make, words) -> None:
+    with pytest.raises(MetricError, match=words):
+        make()
+
+
+# -- labels --------------------------------------------------------------------------------------------
+
+
+def test_labels_by_position_by_name_and_by_item_are_the_same_series() -> None:
+    counter = Counter("requests", labels=["method", "code"])
+    counter.labels("GET", 200).inc()
+    counter.labels(code=200, method="GET").inc()
+    counter["GET", "200"].inc()
+    assert values(counter) == {("GET", "200"): 3}
+
+
+@pytest.mark.parametrize(
+    ("use", "words"),
+    [
+        (lambda c: c.inc(), r"\.labels\(method=\.\.\., code=\.\.\.\)"),
+        (lambda c: c.labels("GET"), "has 2 labels"),
+        (lambda c: c.labels("GET", 1, 2), "has 2 labels"),
+        (lambda c: c.labels(method="GET"), "has the labels"),
+        (lambda c: c.labels(method="GET", kode=1), "kode"),
+        (lambda c: c.labels("GET", code=1), "has the labels"),
+        (lambda c: c["GET"], "has 2 labels"),
+        (lambda c: c.labels("GET", object()), "not object"),
+        (lambda c: c.labels("GET", None), "not NoneType"),
+    ],
+    ids=count(),
+)
+def test_wrong_labels_say_which_are_right(use, words) -> None:
+    counter = Counter("requests", labels=["method", "code"])
+    with pytest.raises(MetricError, match=words):
+        use(counter)
+    assert values(counter) == {}
+
+
+def test_a_label_value_that_is_no_text_is_not_looked_into() -> None:
+    class Secret:
+        def __str__(self) -> str:
+            return "hunter2"
+
+        __repr__ = __str__
+
+    with pytest.raises(MetricError) as told:
+        Counter("a", labels=["who"]).labels(Secret())
+    assert "hunter2" not in str(told.value)
+
+
+def test_a_long_label_value_is_shortened() -> None:
+    counter = Counter("a", labels=["path"])
+    counter.labels("x" * 5_000).inc()
+    counter.labels("x" * 5_000).inc()
+    ((labels, cell),) = counter.cells()
+    assert len(labels[0]) == 200
+    assert labels[0].endswith("…")
+    assert cell.value == 2
+
+
+def test_unbounded_label_values_share_one_series_beyond_the_cap() -> None:
+    counter = Counter("requests", labels=["user"])
+    for i in range(MAX_CHILDREN + 500):
+        counter.labels(str(i)).inc()
+    found = values(counter)
+    assert len(found) == MAX_CHILDREN + 1
+    assert found[OVERFLOW,] == 500
+    assert sum(found.values()) == MAX_CHILDREN + 500  # kept, though not told apart
+    assert counter.overflowed == 500
+    counter.labels("0").inc()
+    assert values(counter)["0",] == 2
+
+
+# -- totals that are given -----------------------------------------------------------------------------
+
+
+@given(st.lists(st.one_of(st.none(), st.integers(0, 1_000)), max_size=30))
+def test_given_totals_never_fall(totals) -> None:
+    cell = CounterCell()
+    base, last, shown = 0, 0, 0.0
+    for total in totals:
+        if total is None:
+            cell.gap()
+            assert math.isnan(cell.value)
+            continue
+        cell.set_total(total)
+        if total < last:
+            base += last
+        last = total
+        assert cell.value == base + total
+        assert cell.value >= shown
+        shown = cell.value
+
+
+# -- histograms ----------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.one_of(st.floats(-1e3, 1e3), st.sampled_from(DEFAULT_BUCKETS)), max_size=80),
+    st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=8, unique=True),
+    st.data(),
+)
+def test_buckets_are_those_of_a_naive_count(observed, bounds, data) -> None:
+    bounds.sort()
+    histogram = Histogram("wait", buckets=bounds)
+    expected = [0] * (len(bounds) + 1)
+    for value in observed:
+        histogram.observe(value)
+        expected[bisect_left(bounds, value)] += 1  # up to and including the bound
+        if data.draw(st.booleans()):
+            for _, cell in histogram.cells():
+                cell.freeze()
+    for _, cell in histogram.cells():
+        cell.freeze()
+        assert list(cell.frozen[2]) == expected
+        assert cell.frozen[0] == len(observed)
+        assert cell.frozen[1] == pytest.approx(math.fsum(observed), abs=1e-6)
+
+
+def test_what_a_tick_says_is_of_that_tick() -> None:
+    cell = HistogramCell()
+    for value in (0.1, 0.2, 0.3):
+        cell.observe(value)
+    cell.freeze()
+    assert cell.mean.value == pytest.approx(0.2)
+    assert (cell.max.value, cell.count.value) == (0.3, 3)
+    cell.freeze()
+    assert [math.isnan(slot.value) for slot in (cell.mean, cell.p95, cell.max)] == [True] * 3
+    assert cell.count.value == 3
+    cell.observe(0.5)
+    cell.freeze()
+    assert [cell.mean.value, cell.max.value] == pytest.approx([0.5, 0.5])
+
+
+def test_without_a_tick_the_memory_stays_bounded() -> None:
+    cell = HistogramCell()
+    for _ in range(20_000):
+        cell.observe(1.0)
+    assert len(cell._buffer) < 5_000
+    cell.fold()
+    assert cell.total == 20_000
+
+
+def test_a_timer_observes_seconds_also_when_the_block_fails() -> None:
+    histogram = Histogram("wait")
+    with pytest.raises(KeyError), histogram.time():
+        raise KeyError
+    (cell,) = (cell for _, cell in histogram.cells())
+    cell.freeze()
+    assert cell.frozen[0] == 1
+    assert 0 <= cell.frozen[1] < 1
+
+
+# -- sketches ------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(1e-15, sys.float_info.max), min_size=1, max_size=200), st.integers(0, 100))
+def test_any_quantile_is_within_a_hundredth(observed, percent) -> None:
+    sketch = Sketch()
+    sketch.add(sorted(observed))
+    (found,) = sketch.quantiles((percent / 100,))
+    at = percent / 100 * (len(observed) - 1)
+    expected = sorted(observed)[math.ceil(at - 1e-9)]
+    assert found == pytest.approx(expected, rel=0.0101)
+
+
+@given(st.lists(finite, max_size=50), st.lists(finite, max_size=50))
+def test_sketches_add_up(first, second) -> None:
+    together, one, two = Sketch(), Sketch(), Sketch()
+    together.add(sorted(first + second))
+    one.add(sorted(first))
+    two.add(sorted(second))
+    one.merge(two)
+    assert one.counts == together.counts
+
+
+@settings(deadline=None)
+@given(st.floats(0, 700), st.floats(0, 9), st.integers(101, 400))
+def test_many_values_at_once_are_counted_as_one_by_one(at, width, many) -> None:
+    observed = sorted(math.exp(min(709.78, at + width * i / many)) for i in range(many))
+    together, single = Sketch(), Sketch()
+    together.add(observed)
+    for value in observed:
+        single.add([value])
+    ranks = [i / 20 for i in range(21)]
+    assert together.quantiles(ranks) == pytest.approx(single.quantiles(ranks), rel=0.021)
+    assert sum(together.counts.values()) == many
+
+
+def test_an_empty_sketch_knows_nothing() -> None:
+    assert all(math.isnan(value) for value in Sketch().quantiles((0.5, 0.95)))
