@@ -5,7 +5,7 @@ import { computed, signal, type Signal } from "@preact/signals";
 import { clean, plural, quantity, typeTitle, typeWord } from "./format";
 import { resourceHref, route, setQuery } from "./route";
 import { counts, models, RANK, shape, verdict, type Model } from "./store";
-import { AlertText, levelFor, levelOf, Bar, connection, Empty, HealthPill, Mark, Spark, type Connection } from "./ui";
+import { Name, AlertText, levelFor, levelOf, Bar, connection, Empty, HealthPill, Mark, Spark, type Connection } from "./ui";
 import type { Level } from "./types";
 
 const UTILIZATION = "uno.resource.utilization";
@@ -30,7 +30,7 @@ function Card({ model }: { model: Model }): JSX.Element {
   const level = seen.value ? model.live.value.level : model.live.peek().level;
   return (
     <article ref={root} class={`card ${level}`}>
-      <h3><a class="open" href={resourceHref(info.id)}>{clean(info.name)}</a></h3>
+      <h3><a class="open" href={resourceHref(info.id)}><Name text={info.name} /></a></h3>
       <CardBody model={model} seen={seen} />
     </article>
   );

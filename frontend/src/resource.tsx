@@ -8,7 +8,7 @@ import { clean, duration, quantity, typeWord } from "./format";
 import { link, paused } from "./live";
 import { overviewHref, route, setQuery } from "./route";
 import { models, now, worstFirst } from "./store";
-import { Ago, AlertText, At, Bar, Empty, HealthPill, levelFor, levelOf, LevelTag, ResourceLink, STATUS_WORD } from "./ui";
+import { Name, Ago, AlertText, At, Bar, Empty, HealthPill, levelFor, levelOf, LevelTag, ResourceLink, STATUS_WORD } from "./ui";
 import { AlertTable } from "./alerts";
 import type { Detail, Holder } from "./types";
 
@@ -78,7 +78,7 @@ export function ResourcePage({ id }: { id: string }): JSX.Element {
     <>
       <p class="crumb"><a href={overviewHref.value}>Overview</a></p>
       <header class="head">
-        <h1>{clean(d.name)}</h1>
+        <h1><Name text={d.name} /></h1>
         <HealthPill health={live.health} level={live.level} />
         {live.health.since != null && <span class="quiet num">since <Ago time={live.health.since} bare /></span>}
         {gone && <p class="failed">{state.error.value}</p>}

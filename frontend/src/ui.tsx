@@ -1,4 +1,5 @@
 // Which small pieces do all pages share?
+import { Fragment } from "preact";
 import type { ComponentChildren, JSX } from "preact";
 import { computed } from "@preact/signals";
 import { clean, clock, duration, fullTime, quantity } from "./format";
@@ -146,3 +147,8 @@ export const connection = computed<Connection>(() => {
   if (lastTick.value !== null && serverNow.value - lastTick.value > Math.max(6, 4 * interval)) return "stalled";
   return "live";
 });
+
+/** A name that breaks after a dot or an underscore, before it breaks anywhere. */
+export function Name({ text }: { text: string }) {
+  return <>{clean(text).split(/(?<=[._/:@-])/).map((part, i) => <Fragment key={i}>{i > 0 && <wbr />}{part}</Fragment>)}</>;
+}
