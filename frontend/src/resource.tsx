@@ -4,7 +4,7 @@ import { useEffect, useMemo } from "preact/hooks";
 import { signal, useSignalEffect } from "@preact/signals";
 import { Failed, get } from "./api";
 import { Chart } from "./chart";
-import { clean, duration, quantity, typeWord } from "./format";
+import { duration, quantity, typeWord } from "./format";
 import { link, paused } from "./live";
 import { overviewHref, route, setQuery } from "./route";
 import { models, now, worstFirst } from "./store";
