@@ -111,33 +111,46 @@ class Collection:
             if isinstance(driver, ResourceTypeMonitor) and target is not None
             else None
         )
-        return bound or self.app_loop
+        if bound is not None:
+            return bound  # type: ignore[no-any-return]
+        if self.app_loop is not None and self.app_loop.is_closed():
+            self.app_loop = None  # the application ended; what belongs to no loop goes on
+        return self.app_loop
 
-    def _job(self, resource: Resource, source: str, run: Callable[[Batch], Any], *, mode: Mode) -> Job:
-        """A job whose ``run(batch)`` fills a batch for one resource."""
+    def _job(
+        self,
+        resource: Resource,
+        source: str,
+        call: Callable[[], Any],
+        take: Callable[[Batch, Any], None],
+        *,
+        mode: Mode,
+    ) -> Job:
+        """A job that lets ``take`` fill a batch for one resource from what ``call`` gave, awaited if need be."""
 
-        def plain() -> Batch:
+        def run() -> Any:
             batch = Batch(resource.id, source)
             token = current_batch.set(batch)
             try:
-                if inspect.isawaitable(run(batch)):
-                    raise TypeError("collect_metrics returned an awaitable; define it with async def")
+                found = call()
+                if not inspect.isawaitable(found):
+                    take(batch, found)
+                    return batch
             finally:
                 current_batch.reset(token)
-            return batch
+            return awaited(batch, found)
 
-        async def awaited() -> Batch:
-            batch = Batch(resource.id, source)
+        async def awaited(batch: Batch, found: Any) -> Batch:
             token = current_batch.set(batch)
             try:
-                await run(batch)
+                take(batch, await found)
             finally:
                 current_batch.reset(token)
             return batch
 
         return Job(
             f"{resource.id} ({source})",
-            awaited if mode == "loop" else plain,
+            run,
             partial(self._collected, resource, source),
             mode=mode,
             timeout=self._timeout,
@@ -145,7 +158,7 @@ class Collection:
         )
 
     def _collector(self, resource: Resource, source: str, type_monitor: ResourceTypeMonitor) -> Job:
-        collect = type_monitor.collect_metrics
+        collect = partial(type_monitor.collect_metrics, resource)
         mode: Mode = (
             "loop"
             if inspect.iscoroutinefunction(collect)
@@ -153,58 +166,51 @@ class Collection:
             if type_monitor.blocking
             else "inline"
         )
-        return self._job(resource, source, lambda _: collect(resource), mode=mode)
+        return self._job(resource, source, collect, lambda batch, found: None, mode=mode)
 
     def _custom(self, resource: Resource) -> Job:
-        def put(batch: Batch, found: object) -> None:
+        def take(batch: Batch, found: object) -> None:
             for name, value in numbers_of(resource.id, found).items():
                 batch.put(Spec(name, "gauge"), value)
 
-        async def awaited(batch: Batch) -> None:
-            put(batch, await resource.get_statistics())
+        def call() -> Any:
+            read = resource.read
+            return {} if read is None else read()
 
-        read = resource.read
-        if inspect.iscoroutinefunction(read):
-            return self._job(resource, "read", awaited, mode="loop")
-        return self._job(
-            resource,
-            "read",
-            lambda batch: put(batch, resource.read()) if resource.read else None,
-            mode="worker",
-        )
+        mode: Mode = "loop" if inspect.iscoroutinefunction(resource.read) else "worker"
+        return self._job(resource, "read", call, take, mode=mode)
 
     def _reader(self, resource: Resource, spec: Spec, read: Callable[[], Any]) -> Job:
-        async def awaited(batch: Batch) -> None:
-            batch.put(spec, await read())
-
-        if inspect.iscoroutinefunction(read):
-            return self._job(resource, f"read {spec.name}", awaited, mode="loop")
-        return self._job(resource, f"read {spec.name}", lambda batch: batch.put(spec, read()), mode="worker")
+        mode: Mode = "loop" if inspect.iscoroutinefunction(read) else "worker"
+        return self._job(
+            resource, f"read {spec.name}", read, lambda batch, found: batch.put(spec, found), mode=mode
+        )
 
     def _pinger(self, resource: Resource) -> Job:
-        driver, target = resource.driver, resource.target
-        own = driver.ping if driver is not None else target.ping
+        driver = resource.driver
 
-        async def awaited() -> Any:
-            token = scope.set(OWN_SCOPE)
-            try:
-                return await resource.ping()
-            finally:
-                scope.reset(token)
-
-        def plain() -> Any:
+        def run() -> Any:
             token = scope.set(OWN_SCOPE)
             try:
                 living = resource.target
-                return (
-                    None if living is None else (driver.ping(living) if driver is not None else living.ping())
-                )
+                if living is None:
+                    return None
+                found = driver.ping(living) if driver is not None else living.ping()
+            finally:
+                scope.reset(token)
+            return awaited(found) if inspect.isawaitable(found) else found
+
+        async def awaited(found: Any) -> Any:
+            token = scope.set(OWN_SCOPE)
+            try:
+                return await found
             finally:
                 scope.reset(token)
 
+        own = driver.ping if driver is not None else resource.target.ping
         return Job(
             f"{resource.id} (ping)",
-            awaited if inspect.iscoroutinefunction(own) else plain,
+            run,
             partial(self._pinged, resource),
             mode="loop" if inspect.iscoroutinefunction(own) else "worker",
             timeout=PING_TIMEOUT,

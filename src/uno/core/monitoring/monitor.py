@@ -181,6 +181,7 @@ class ResourceMonitor:
             if loop is not None:
                 self.bind_loop(loop)
             self._register_built_in()
+            self._install_hooks()  # at once: what the application does next is seen
             if self._discover:
                 self.discover_all_resources()
             self._sampler.start()
@@ -280,6 +281,8 @@ class ResourceMonitor:
     def _added(self, resource: Resource) -> None:
         self.health.watch(resource.id)
         self.collection.plan(resource)
+        if self.running:
+            self._install_hooks()
         if isinstance(resource.target, LoopTarget):
             self._set_pulses()
 
@@ -607,13 +610,14 @@ class ResourceMonitor:
                 self._tick_lock.release()
 
     def _install_hooks(self) -> None:
-        for number, kind in enumerate(self.kinds.kinds):
-            if number not in self._installed and kind.ready():
-                try:
-                    self._installed[number] = kind.install()
-                except Exception as error:  # noqa: BLE001 - an unknown shape of a library: read only
-                    self._installed[number] = []
-                    failures(f"{type(kind).__name__}.install", error)
+        with self._lock:
+            for number, kind in enumerate(self.kinds.kinds):
+                if number not in self._installed and kind.ready():
+                    try:
+                        self._installed[number] = kind.install()
+                    except Exception as error:  # noqa: BLE001 - an unknown shape of a library: read only
+                        self._installed[number] = []
+                        failures(f"{type(kind).__name__}.install", error)
 
     def _discover_new(self) -> None:
         self.manager.sweep()

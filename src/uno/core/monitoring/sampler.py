@@ -27,6 +27,7 @@ log = logging.getLogger("uno.sampler")
 Mode = Literal["inline", "worker", "loop"]
 PULSE = 0.1
 STUCK = 5.0
+RETRY = 2.0
 
 
 class Job:
@@ -89,10 +90,17 @@ class Sampler:
         self._background: dict[Job, float] = {}
         self._results: deque[tuple[Job, int, Any, BaseException | None]] = deque()
         self._thread: threading.Thread | None = None
+        #: set after the first tick, in which modules are imported: a fork must not find them half loaded
+        self.warm = threading.Event()
 
     def was_running_before_fork(self) -> bool:
         """Whether the parent's clock ticked: its thread object is here, the thread is not."""
         return self._thread is not None and not self._stop.is_set()
+
+    def before_fork(self) -> None:
+        """Wait until the first tick is over, 2 s at most."""
+        if self.running and threading.current_thread() is not self._thread:
+            self.warm.wait(2.0)
 
     def reinit_after_fork(self) -> None:
         """Begin anew in a forked child, where the thread does not exist."""
@@ -135,6 +143,7 @@ class Sampler:
                 self._tick()
             except Exception:
                 log.exception("a tick failed; the next one is due in %g s", self.interval)
+            self.warm.set()
             due += self.interval
             late = time.monotonic() - due
             if late > 0:  # what was missed is skipped, never caught up in a bunch
@@ -177,8 +186,7 @@ class Sampler:
             if job.mode == "worker":
                 self._submit(job)
             else:
-                loop = job.loop() if job.loop is not None else None
-                by_loop.setdefault(loop or self._own.get(), []).append(job)
+                by_loop.setdefault(self._loop_of(job), []).append(job)
         for loop, group in by_loop.items():
             self._launch(loop, group)
         pulse_at = now + PULSE
@@ -196,6 +204,10 @@ class Sampler:
                 self._wake.clear()
         self._own.check()
 
+    def _loop_of(self, job: Job) -> asyncio.AbstractEventLoop:
+        home = job.loop() if job.loop is not None else None
+        return home or self._own.get()
+
     def _enforce(self, open_jobs: dict[Job, float], now: float) -> None:
         for job in [job for job, deadline in open_jobs.items() if now >= deadline]:
             del open_jobs[job]
@@ -204,6 +216,9 @@ class Sampler:
     def _inline(self, job: Job) -> None:
         try:
             result = job.run()
+            if inspect.isawaitable(result):
+                _drop(result)
+                raise TypeError("an awaitable from a collector that does not block; define it with async def")
         except Exception as error:
             self._finish(job, None, error)
         else:
@@ -216,16 +231,17 @@ class Sampler:
             lambda f: self._answer(job, token, None if f.exception() else f.result(), f.exception())
         )
 
-    def _launch(self, loop: asyncio.AbstractEventLoop, group: list[Job]) -> None:
-        """One hop for all jobs of a loop."""
+    def _launch(self, loop: asyncio.AbstractEventLoop, group: list[Job], begun: Any = None) -> None:
+        """One hop for all jobs of a loop. ``begun`` is what a single job's call has given already."""
         tokens = [(job, job.token) for job in group]
 
         def begin() -> None:
             for job, token in tokens:
                 if job.token != token:  # the deadline passed before the loop came to it
+                    _drop(begun)
                     self._answer(job, token, None, TimeoutError())
                     continue
-                job.task = loop.create_task(self._on_loop(job, token), name="uno")
+                job.task = loop.create_task(self._on_loop(job, token, begun), name="uno")
 
         try:
             if loop.is_closed():
@@ -234,14 +250,15 @@ class Sampler:
                 raise LoopUnavailableError("event loop not running")
             loop.call_soon_threadsafe(begin)
         except RuntimeError as error:
+            _drop(begun)
             for job, token in tokens:
                 self._answer(job, token, None, error)
 
-    async def _on_loop(self, job: Job, token: int) -> None:
+    async def _on_loop(self, job: Job, token: int, begun: Any) -> None:
         error: BaseException | None = None
         result = None
         try:
-            result = job.run()
+            result = job.run() if begun is None else begun
             if inspect.isawaitable(result):
                 result = await result
         except BaseException as raised:  # also SystemExit: it must not end the application's loop
@@ -257,6 +274,13 @@ class Sampler:
     def _take_results(self, open_jobs: dict[Job, float]) -> None:
         while self._results:
             job, token, result, error = self._results.popleft()
+            if job.mode == "worker" and inspect.isawaitable(result):
+                # A plain function that gives a coroutine: that belongs on the loop, now and from now on.
+                job.mode = "loop"
+                if job.token == token:
+                    self._launch(self._loop_of(job), [job], result)
+                    continue
+                _drop(result)
             job.in_flight = False
             job.task = None
             for waited in (open_jobs, self._background):
@@ -280,6 +304,8 @@ class Sampler:
         else:
             job.failures += 1
             job.reason = reason or reason_of(error)
+            if job.every > RETRY:  # what is rare is repeated soon, to be sure and to see it recover
+                job.not_before = time.monotonic() + RETRY
             # Off for longer and longer, up to 5 s: never for good, so that it recovers by itself.
             if job.failures > 1:
                 pause = min(5.0, self.interval * 2 ** min(job.failures - 2, 8))
@@ -288,6 +314,13 @@ class Sampler:
             job.done(result, error, job.reason)
         except Exception:
             log.exception("the result of %s could not be taken", job.label)
+
+
+def _drop(awaitable: Any) -> None:
+    """Leave a coroutine that nobody will await, without Python's warning about it."""
+    close = getattr(awaitable, "close", None)
+    if close is not None:
+        close()
 
 
 def reason_of(error: BaseException) -> str:

@@ -106,69 +106,70 @@ class ResourceManager:
         how: str,
     ) -> Resource:
         identity = driver.identify(obj) if driver is not None else Identity()
-        if id is None:
-            id = name if name and ID.match(name) else self._free_id(identity.name or type or _plain_name(obj))
-        if not isinstance(id, str) or not ID.match(id):
+        if id is None and isinstance(name, str) and ID.match(name):
+            id = name
+        if id is not None and not (isinstance(id, str) and ID.match(id)):
             raise ResourceError(
                 f"bad resource id {id!r}: use 1 to 120 letters, digits and any of _ . : / @ + -, for example 'main-db'"
             )
-        type = type or (driver.resource_type if driver is not None else CUSTOM)
+        if type is None:
+            type = driver.resource_type if driver is not None else CUSTOM
         if not isinstance(type, str) or not ID.match(type):
             raise ResourceError(
                 f"bad resource type {type!r}: use letters, digits and _, for example 'database'"
             )
-        for key, value in (labels or {}).items():
-            if not isinstance(key, str) or not isinstance(value, str):
-                raise ResourceError(f"labels of {id!r} map str to str, got {_kind(key)} to {_kind(value)}")
-        if isinstance(depends_on, str):
-            raise ResourceError(f"depends_on is a sequence of ids: depends_on=[{depends_on!r}]")
-        needs = tuple(d.id if isinstance(d, Resource) else d for d in depends_on)
-        resource = Resource(
-            obj,
-            id=id,
-            name=name or (id if identity.name == "" or discovered else identity.name),
-            type=type,
-            labels={**identity.labels, **(labels or {})},
-            endpoint=identity.endpoint,
-            depends_on=needs,
-            driver=driver,
-            read=read,
-            loop=loop if loop is not None else _running_loop(),
-            discovered=discovered,
-            how=how,
-            workers=self.workers,
-        )
-        with self._lock:
-            if id in self._resources:
-                raise DuplicateResourceError(id)
+        labels, needs = _checked_labels(labels), _checked_needs(depends_on)
+        with self._lock:  # also while listeners are told, so that they hear of things in their order
             twin = self.of(obj) if obj is not None else None
             if twin is not None and not twin.discovered:
                 raise DuplicateResourceError(twin.id)
+            if id is None:
+                id = self._free_id(identity.name or ("" if type == CUSTOM else type) or _plain_name(obj))
+            if id in self._resources and self._resources[id] is not twin:
+                raise DuplicateResourceError(id)
+            resource = Resource(
+                obj,
+                id=id,
+                name=name or (id if identity.name == "" or discovered else identity.name),
+                type=type,
+                labels={**identity.labels, **labels},
+                endpoint=identity.endpoint,
+                depends_on=needs,
+                driver=driver,
+                read=read,
+                loop=loop if loop is not None else _running_loop(),
+                discovered=discovered,
+                how=how,
+                workers=self.workers,
+            )
             if twin is not None:  # discovered before, now registered by name: the application's word wins
                 self._remove(twin)
-            self._resources = {**self._resources, id: resource}
             if driver is not None:
                 driver.attach(obj)
-            listeners = self._listeners
-        for listener in listeners:
-            listener("added", resource)
+            self._resources = {**self._resources, id: resource}
+            for listener in self._listeners:
+                listener("added", resource)
         return resource
 
     def unregister(self, id: str | Resource) -> Resource:
         """Remove a resource and return it. UnknownResourceError when there is none of this id."""
         with self._lock:
+            if isinstance(id, Resource) and id not in self:
+                raise UnknownResourceError(id.id, self._resources)
             resource = self.get(id.id if isinstance(id, Resource) else id)
             self._remove(resource)
         return resource
 
     def _remove(self, resource: Resource) -> None:
         with self._lock:
+            if resource not in self:  # another thread was first
+                return
             self._resources = {k: v for k, v in self._resources.items() if v is not resource}
             target = resource.target
             if resource.driver is not None and target is not None:
                 resource.driver.detach(target)
-        for listener in self._listeners:
-            listener("removed", resource)
+            for listener in self._listeners:
+                listener("removed", resource)
 
     def sweep(self) -> None:
         """Remove the discovered resources whose objects the application has dropped."""
@@ -239,6 +240,33 @@ class ResourceManager:
 def _plain_name(obj: object) -> str:
     kind = type(obj)
     return "custom" if obj is None or kind.__module__ == "builtins" else kind.__name__.lower()
+
+
+def _checked_labels(labels: Mapping[str, str] | None) -> Mapping[str, str]:
+    if labels is None:
+        return {}
+    if not isinstance(labels, Mapping):
+        raise ResourceError(f"labels= maps names to values, labels={{'team': 'orders'}}, not {_kind(labels)}")
+    for key, value in labels.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise ResourceError(f"labels= maps str to str, got {_kind(key)} to {_kind(value)}")
+    return labels
+
+
+def _checked_needs(depends_on: Iterable[str | Resource]) -> tuple[str, ...]:
+    if isinstance(depends_on, str):
+        raise ResourceError(f"depends_on is a sequence of ids: depends_on=[{depends_on!r}]")
+    if isinstance(depends_on, Resource) or not isinstance(depends_on, Iterable):
+        raise ResourceError(f"depends_on is a sequence of ids or resources, not {_kind(depends_on)}")
+    needs = tuple(need.id if isinstance(need, Resource) else need for need in depends_on)
+    for need in needs:
+        if not (isinstance(need, str) and ID.match(need)):
+            raise ResourceError(
+                f"depends_on names resources by their ids, not by {need!r}"
+                if isinstance(need, str)
+                else f"depends_on is a sequence of ids or resources, not of {_kind(need)}"
+            )
+    return needs
 
 
 def _kind(value: object) -> str:

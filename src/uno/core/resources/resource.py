@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from uno.core.resources.errors import ResourceError
@@ -131,16 +132,14 @@ class Resource:
     async def ping(self) -> bool | None:
         """True when the resource answers, None when it has no way to tell. Raises what the attempt raises."""
         target = self._living()
-        if self.driver is not None:
-            answer = self.driver.ping(target)
-        else:
-            own = getattr(target, "ping", None)
-            if not callable(own):
-                return None
-            answer = await self._call(own)
+        driver = self.driver
+        own = getattr(target, "ping", None) if driver is None else partial(driver.ping, target)
+        if not callable(own):
+            return None
+        answer = await self._call(own)
         if inspect.isawaitable(answer):
             answer = await answer
-        return None if answer is None and self.driver is not None else answer is not False
+        return None if answer is None and driver is not None else answer is not False
 
     async def _call(self, function: Callable[[], Any]) -> Any:
         """Call the application's function; a plain one on a thread of ours, since it may block."""
@@ -156,14 +155,27 @@ def numbers_of(id: str, found: object) -> dict[str, float | None]:
 
     Raises ResourceError for anything that holds no numbers by name.
     """
-    if isinstance(found, (int, float)) and not isinstance(found, bool):
-        return {"value": float(found)}
     if not isinstance(found, Mapping):
-        raise ResourceError(
-            f"{id!r}: statistics are a mapping of names to numbers, not {type(found).__name__}"
-        )
+        number = None if isinstance(found, bool) else _number(found)
+        if number is None:
+            raise ResourceError(
+                f"{id!r}: statistics are a mapping of names to numbers, not {type(found).__name__}"
+            )
+        return {"value": number}
     numbers: dict[str, float | None] = {}
     for name, value in found.items():
-        if isinstance(name, str) and (value is None or isinstance(value, (int, float))):
-            numbers[name] = None if value is None else float(value)
+        number = _number(value)
+        if isinstance(name, str) and name and (value is None or number is not None):
+            numbers[name] = number
     return numbers
+
+
+def _number(value: Any) -> float | None:
+    """``value`` as float: int, bool, Decimal, numpy's scalars; None for text and all else."""
+    if isinstance(value, float):
+        return float(value)
+    convert = getattr(type(value), "__float__", None)
+    try:
+        return None if convert is None else float(convert(value))
+    except (TypeError, ValueError, OverflowError):
+        return None

@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 MAX_THREADS = 32
@@ -30,7 +31,7 @@ class Workers:
     def reinit_after_fork(self) -> None:
         """Begin anew without threads, as at first."""
         self._lock = threading.Lock()
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Callable[[], Callable[[], None]] | None] = queue.SimpleQueue()
         self._threads = 0
         self._free = 0
 
@@ -39,15 +40,15 @@ class Workers:
         future: Future[Any] = Future()
         context = contextvars.copy_context()
 
-        def job() -> None:
+        def job() -> Callable[[], None]:
+            """Does the work; what it returns tells the result."""
             if not future.set_running_or_notify_cancel():
-                return
+                return lambda: None
             try:
                 result = context.run(function)
             except BaseException as error:  # noqa: BLE001 - handed to whoever awaits the future
-                future.set_exception(error)
-            else:
-                future.set_result(result)
+                return partial(future.set_exception, error)
+            return partial(future.set_result, result)
 
         with self._lock:
             if self._free > 0:
@@ -80,9 +81,11 @@ class Workers:
                 continue
             if job is None:
                 return
-            job()
+            tell = job()
             with lock:
-                self._free += 1
+                self._free += 1  # before anybody hears of the result: they may submit again at once
+            tell()
+            del job, tell  # nothing of the application is kept while idle
 
     def close(self) -> None:
         """Let the idle threads end at once; a hung one is left behind (it is a daemon)."""

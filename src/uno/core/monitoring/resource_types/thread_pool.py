@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -31,6 +32,8 @@ from uno.core.monitoring.names import pick
 from uno.core.monitoring.thresholds import Threshold
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
 from uno.core.resources import Identity, Resource
+
+DEFAULT_PREFIX = re.compile(r"ThreadPoolExecutor-\d+\Z")
 
 
 class ThreadPool(ResourceTypeMonitor):
@@ -65,7 +68,9 @@ class ThreadPool(ResourceTypeMonitor):
     )
 
     def identify(self, target: Any) -> Identity:
-        return Identity(target._thread_name_prefix or "thread-pool")
+        prefix = target._thread_name_prefix or ""
+        # The default prefix counts the pools of the process: another number after each restart.
+        return Identity("thread-pool" if not prefix or DEFAULT_PREFIX.match(prefix) else prefix)
 
     def attach(self, target: Any) -> None:
         stat_of(target)
