@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from functools import lru_cache
 from threading import current_thread
-from time import monotonic
+from time import monotonic, perf_counter
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
@@ -195,8 +195,8 @@ class Stat:
 
     __slots__ = (
         "__weakref__", "active", "callers", "connects", "duration", "errors", "extra", "holds", "last_error",
-        "last_error_kind", "last_ok", "outcomes", "process", "slow", "slow_sites", "timeouts", "total", "use", "wait",
-        "waiters",
+        "last_error_kind", "last_ok", "outcomes", "process", "running", "slow", "slow_sites", "timeouts", "total",
+        "use", "wait", "waiters",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -216,6 +216,8 @@ class Stat:
         #: calls and errors by caller: the edges of the dependency map
         self.callers: dict[str, tuple[CounterCell, CounterCell]] = {}
         self.slow_sites: dict[Site | None, int] = {}
+        #: when each operation that runs now was started (perf_counter)
+        self.running: set[float] = set()
         self.last_ok = 0.0
         self.last_error = 0.0
         self.last_error_kind = ""
@@ -240,8 +242,14 @@ class Stat:
             cells = self.callers.setdefault(name, (CounterCell(), CounterCell()))
         return cells
 
-    def done(self, seconds: float, error: BaseException | None = None, name: str | None = None) -> None:
-        """One operation ended after ``seconds``, on behalf of ``name``."""
+    def done(
+        self,
+        seconds: float,
+        error: BaseException | None = None,
+        name: str | None = None,
+        slow: float = SLOW_SECONDS,
+    ) -> None:
+        """One operation ended after ``seconds``, on behalf of ``name``; beyond ``slow`` its place is noted."""
         self.duration.observe(seconds)
         self.total.value += 1
         calls, errors = self.called(caller() if name is None else name)
@@ -251,7 +259,7 @@ class Stat:
         else:
             self.failed(error)
             errors.value += 1
-        if seconds > SLOW_SECONDS:
+        if seconds > slow:
             self.slow.value += 1
             site = call_site(3)
             if site in self.slow_sites or len(self.slow_sites) < MAX_CALLERS:
@@ -276,6 +284,11 @@ class Stat:
         held = monotonic() - hold.since
         self.use.observe(held)
         return held
+
+    def longest_running(self) -> float:
+        """Seconds for which the oldest of the operations that run now has been running; 0 when none does."""
+        since = min(list(self.running), default=None)
+        return 0.0 if since is None else perf_counter() - since
 
     def oldest(self) -> float:
         """Seconds for which the longest-held slot is out; 0 when none is."""

@@ -1,0 +1,156 @@
+"""What do all pools of connections to a server have in common?
+
+Size and waiting are read from the pool; times, holders, callers and errors come from the Stat that hooks fill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from time import monotonic
+from typing import Any, NamedTuple
+
+from uno.core.monitoring.instrumentation import (
+    OWN,
+    Stat,
+    call_site,
+    describe_error,
+    describe_holds,
+    describe_slow,
+)
+from uno.core.monitoring.names import pick
+from uno.core.monitoring.type_monitor import ResourceTypeMonitor
+from uno.core.resources import Resource
+
+#: A success this long ago says that the server is up; less than the time between two pings, which are no evidence
+#: for each other.
+RECENT = 9.0
+#: An operation that runs for longer than this, with no success since, calls for a ping.
+STALL = 1.0
+_STATE = "db.client.connection.state"
+
+
+class PoolUse(NamedTuple):
+    """Connections in use, idle, at most, and how many callers wait; None where the pool has no such notion."""
+
+    used: float | None
+    idle: float | None
+    limit: float | None
+    waiting: int
+
+
+class PooledMonitor(ResourceTypeMonitor):
+    """A pool of connections; what differs is how it is read (:meth:`pool_use`) and which Stat it has."""
+
+    blocking = False
+    metrics = pick(
+        "uno.resource.utilization",
+        "db.client.connection.count",
+        "db.client.connection.max",
+        "db.client.connection.pending_requests",
+        "db.client.connection.timeouts",
+        "db.client.connection.wait_time",
+        "db.client.connection.use_time",
+        "db.client.connection.create_time",
+        "uno.db.client.connection.oldest_use",
+        "db.client.operation.duration",
+        "uno.db.client.slow_operations",
+        "uno.resource.errors",
+    )
+    headline = (
+        "uno.resource.utilization",
+        "db.client.connection.pending_requests",
+        "db.client.operation.duration",
+        "uno.resource.errors",
+    )
+
+    def pool_use(self, target: Any) -> PoolUse:
+        """How much of the pool is used, read from memory without a lock."""
+        raise NotImplementedError
+
+    def stat_for(self, target: Any) -> Stat:
+        """The Stat of ``target``, made when there is none."""
+        raise NotImplementedError
+
+    def attach(self, target: Any) -> None:
+        self.stat_for(target)
+
+    def collect_metrics(self, resource: Resource) -> None:
+        target = resource.target
+        stat = self.stat_for(target)
+        used, idle, limit, waiting = self.pool_use(target)
+        update = self.update_metric
+        if used == 0 and stat.holds:  # the pool was reset, or forked
+            stat.holds.clear()
+        update("uno.resource.utilization", None if limit is None or used is None else used / limit)
+        update("db.client.connection.count", len(stat.holds) if used is None else used, {_STATE: "used"})
+        update("db.client.connection.count", idle, {_STATE: "idle"})
+        update("db.client.connection.max", limit)
+        update("db.client.connection.pending_requests", waiting)
+        update("db.client.connection.timeouts", stat.timeouts)
+        update("db.client.connection.wait_time", stat.wait)
+        update("db.client.connection.use_time", stat.use)
+        update("db.client.connection.create_time", stat.connects)
+        update("uno.db.client.connection.oldest_use", stat.oldest())
+        update("db.client.operation.duration", stat.duration)
+        update("uno.db.client.slow_operations", stat.slow)
+        update("uno.resource.errors", stat.errors)
+
+    def capacity(self, target: Any) -> tuple[float, float | None] | None:
+        used, _, limit, _ = self.pool_use(target)
+        return (float(len(self.stat_for(target).holds)) if used is None else used, limit)
+
+    def statistics(self, target: Any) -> Mapping[str, float | None]:
+        stat = self.stat_for(target)
+        used, idle, limit, waiting = self.pool_use(target)
+        return {
+            "total_queries": stat.total.value,
+            "slow_queries": stat.slow.value,
+            "errors": stat.errors.value,
+            "connections_in_use": float(len(stat.holds)) if used is None else used,
+            "connections_idle": idle,
+            "connections_max": limit,
+            "connections_waiting": waiting,
+            "connection_timeouts": stat.timeouts.value,
+        }
+
+    def explain(self, target: Any, metric: str) -> str:
+        stat = self.stat_for(target)
+        if metric == "uno.resource.errors":
+            return describe_error(stat)
+        running = stat.longest_running()
+        stalled = f"a call has been running for {running:.1f} s" if running > STALL else ""
+        if metric == "db.client.operation.duration" or "slow" in metric:
+            said = (stalled, describe_slow(stat), describe_error(stat))
+        else:
+            holders = describe_holds(stat, "connection", self.pool_use(target).limit)
+            said = (holders, stalled, describe_error(stat))
+        return "; ".join(filter(None, said))
+
+    # -- health ----------------------------------------------------------------------------------------
+
+    def suspect(self, target: Any) -> bool:
+        """Whether calls hang at present: one runs for over a second, and none has succeeded since it began."""
+        stat = self.stat_for(target)
+        running = stat.longest_running()
+        return running > STALL and monotonic() - stat.last_ok > running
+
+    def seems_up(self, target: Any) -> bool:
+        """Whether a call has succeeded lately and none hangs: then a ping would tell nothing new."""
+        stat = self.stat_for(target)
+        return bool(stat.last_ok) and monotonic() - stat.last_ok < RECENT and not self.suspect(target)
+
+    def has_free_slot(self, target: Any) -> bool:
+        """Whether a ping takes no connection from the application."""
+        used, _, limit, waiting = self.pool_use(target)
+        return not waiting and (used is None or limit is None or used < limit)
+
+
+def is_own(current: Any) -> bool:
+    """Whether a call scope is the monitor's own: its pings are no traffic of the application."""
+    return current is not None and current._name == OWN
+
+
+def site_of_hold(stat: Stat, depth: int = 3) -> Any:
+    """The place that takes a connection. Left out where it costs most and tells least: for one command of many,
+    while no other connection is held."""
+    return call_site(depth) if stat.holds or not stat.running else None

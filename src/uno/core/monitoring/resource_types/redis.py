@@ -1,0 +1,479 @@
+"""How are Redis and Valkey clients watched, sync and async?
+
+The numbers hang on the connection pool, which several clients may share. Commands that wait on purpose
+(BLPOP, WAIT, XREAD BLOCK ...) are counted, but their duration says nothing about the server.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from time import perf_counter
+from typing import Any
+
+from uno.core.monitoring.instrumentation import (
+    ATTRIBUTE,
+    Hold,
+    Stat,
+    announce,
+    call_site,
+    caller,
+    failures,
+    install,
+    scope,
+    stat_of,
+)
+from uno.core.monitoring.resource_types._pooled import PooledMonitor, PoolUse, is_own, site_of_hold
+from uno.core.monitoring.thresholds import Threshold
+from uno.core.resources import Identity
+
+SLOW_SECONDS = 0.1
+_UNLIMITED = 2**31 - 1  # the default of older versions
+_CONNECTING = "_uno_connecting"
+_WAITS = (
+    "BLPOP",
+    "BRPOP",
+    "BRPOPLPUSH",
+    "BLMOVE",
+    "BLMPOP",
+    "BZPOPMIN",
+    "BZPOPMAX",
+    "BZMPOP",
+    "WAIT",
+    "WAITAOF",
+)
+_READS = ("XREAD", "XREADGROUP")
+_BLOCKING = frozenset(spelt for name in _WAITS + _READS for spelt in (name, name.lower()))
+_BLOCK = frozenset(("BLOCK", "block", b"BLOCK", b"block"))
+#: What a pool without a free connection was caught in when it raised ConnectionError.
+_EXHAUSTED = frozenset(("Empty", "IndexError", "TimeoutError"))
+#: What locks and scripts raise and catch in normal operation.
+_EXPECTED = frozenset(("WatchError", "NoScriptError"))
+
+
+class _Clients(PooledMonitor):
+    """Pool and commands of a client, or of a pool that no client stands for."""
+
+    resource_type = "redis"
+    client = "Redis"
+    modules: tuple[str, str]
+    thresholds = (
+        ("uno.resource.utilization", Threshold(0.8, 0.95, "The connection pool is nearly used up", for_=1)),
+        ("db.client.connection.pending_requests", Threshold(0, 10, "Commands wait for a connection", for_=1)),
+        ("db.client.connection.timeouts", Threshold(None, 0, "Commands did not get a connection",
+                                                    keep_firing_for=5)),
+        ("db.client.operation.duration", Threshold(0.1, 1, "Commands are slow", keep_firing_for=3)),
+        ("uno.resource.errors", Threshold(0, None, "Commands fail", for_=3, keep_firing_for=5)),
+    )  # fmt: skip
+
+    def identify(self, target: Any) -> Identity:
+        settings = _pool(target).connection_kwargs
+        database = settings.get("db") or 0
+        if "path" in settings:
+            place = f"unix:{settings['path']}"
+        elif "host" in settings:
+            place = f"{settings['host']}:{settings.get('port') or 6379}"
+        else:
+            place = getattr(_pool(target), "service_name", None) or "localhost:6379"
+        labels = {"db.system.name": self.library, "db.namespace": str(database)}
+        return Identity(self.library, f"{place}/{database}", labels)
+
+    def stat_for(self, target: Any) -> Stat:
+        return stat_of(_pool(target))
+
+    def stat(self, target: Any) -> Stat | None:
+        return super().stat(_pool(target))
+
+    def pool_use(self, target: Any) -> PoolUse:
+        return _use(_pool(target))
+
+    def attach(self, target: Any) -> None:
+        _owner(target)
+
+    def covers(self, target: Any) -> tuple[object, ...]:
+        """One object stands for a pool: the first that was found of it and its clients."""
+        pool = _pool(target)
+        if _owner(target) is not target:
+            return (target,)
+        return () if target is pool else (pool,)
+
+    def ready(self) -> bool:
+        return all(
+            hasattr(sys.modules.get(name), "BlockingConnectionPool") for name in self.modules[1:]
+        ) and (hasattr(sys.modules.get(self.modules[0]), "Pipeline"))
+
+    def hooks(self) -> tuple[Any, Any, Any]:
+        """The hooks for a command, for Pipeline.execute and for get_connection."""
+        raise NotImplementedError
+
+    def install(self) -> list[Callable[[], None]]:
+        clients, connections = (sys.modules[name] for name in self.modules)
+        command, pipeline, get = self.hooks()
+        client, pipe = getattr(clients, self.client), clients.Pipeline
+        undo = [
+            install(client, "__init__", _init),
+            install(client, "execute_command", command),
+            install(pipe, "immediate_execute_command", command),
+            install(pipe, "execute", pipeline),
+        ]
+        for pool in (connections.ConnectionPool, connections.BlockingConnectionPool):
+            undo.append(install(pool, "get_connection", get))
+            undo.append(install(pool, "release", _release))
+        undo += [
+            install(cls, "_connect", _connect)
+            for cls in _family(connections.AbstractConnection)
+            if "_connect" in vars(cls)
+        ]
+        return undo
+
+
+class RedisClient(_Clients):
+    """A redis-py client; its commands block."""
+
+    targets = ("redis.client.Redis", "redis.connection.ConnectionPool")
+    ignored = ("redis.client.Pipeline",)
+    library, tested = "redis", ">=4.2,<9"
+    modules = ("redis.client", "redis.connection")
+
+    def hooks(self) -> tuple[Any, Any, Any]:
+        return _command, _pipeline, _get
+
+    def ping(self, target: Any) -> bool | None:
+        """Passive first; then PING on a free connection. None when the pool is used up."""
+        if self.seems_up(target):
+            return True
+        if not self.has_free_slot(target):
+            return None
+        return bool(_client(self, target).ping())
+
+
+class AsyncRedisClient(_Clients):
+    """A redis-py client for asyncio."""
+
+    targets = ("redis.asyncio.client.Redis", "redis.asyncio.connection.ConnectionPool")
+    ignored = ("redis.asyncio.client.Pipeline",)
+    library, tested = "redis", ">=4.2,<9"
+    modules = ("redis.asyncio.client", "redis.asyncio.connection")
+
+    def hooks(self) -> tuple[Any, Any, Any]:
+        return _async_command, _async_pipeline, _async_get
+
+    def bound_loop(self, target: Any) -> Any:
+        pool = _pool(target)
+        stat: Stat | None = super().stat(pool)
+        known = stat.extra.get("loop") if stat is not None else None
+        loop = known() if known is not None else None
+        if loop is None:
+            for connection in list(getattr(pool, "_available_connections", ())):
+                loop = getattr(getattr(connection, "_reader", None), "_loop", loop)
+        return None if loop is None or loop.is_closed() else loop
+
+    async def ping(self, target: Any) -> bool | None:
+        """As above, and only on the loop that the connections belong to; None on any other."""
+        import asyncio
+
+        if self.seems_up(target):
+            return True
+        if self.bound_loop(target) is not asyncio.get_running_loop() or not self.has_free_slot(target):
+            return None
+        return bool(await _client(self, target).ping())
+
+
+class ValkeyClient(RedisClient):
+    """A Valkey client; its commands block."""
+
+    client = "Valkey"
+    targets = ("valkey.client.Valkey", "valkey.connection.ConnectionPool")
+    ignored = ("valkey.client.Pipeline",)
+    library, tested = "valkey", ">=6,<7"
+    modules = ("valkey.client", "valkey.connection")
+
+
+class AsyncValkeyClient(AsyncRedisClient):
+    """A Valkey client for asyncio."""
+
+    client = "Valkey"
+    targets = ("valkey.asyncio.client.Valkey", "valkey.asyncio.connection.ConnectionPool")
+    ignored = ("valkey.asyncio.client.Pipeline",)
+    library, tested = "valkey", ">=6,<7"
+    modules = ("valkey.asyncio.client", "valkey.asyncio.connection")
+
+
+def _pool(target: Any) -> Any:
+    return getattr(target, "connection_pool", target)
+
+
+def _client(kind: _Clients, target: Any) -> Any:
+    """A client to ping with; one on a given pool closes nothing when it goes."""
+    if _pool(target) is not target:
+        return target
+    return getattr(sys.modules[kind.modules[0]], kind.client)(connection_pool=target)
+
+
+def _owner(target: Any) -> Any:
+    """What stands for the pool of ``target``: whoever came first and still lives."""
+    extra = stat_of(_pool(target)).extra
+    known = extra.get("owner")
+    owner = known() if known is not None else None
+    if owner is None:
+        extra["owner"] = weakref.ref(target)
+        return target
+    return owner
+
+
+def _use(pool: Any) -> PoolUse:
+    """Read from the pool's own collections, as no public count exists in all versions."""
+    limit: int | None = pool.max_connections
+    queue = pool.__dict__.get("pool")
+    if queue is not None:  # blocking: a queue of connections, with None for those that do not exist yet
+        inner = getattr(queue, "queue", None)
+        waiters = queue.not_empty._waiters if inner is not None else queue._getters
+        used = max(0, (limit or 0) - len(queue._queue if inner is None else inner))
+        return PoolUse(used, max(0, len(pool._connections) - used), limit, len(waiters))
+    condition = pool.__dict__.get("_condition")
+    waiting = 0 if condition is None else len(condition._waiters)
+    used = len(pool._in_use_connections)
+    known = limit if limit and limit < _UNLIMITED else None
+    return PoolUse(used, len(pool._available_connections), known, waiting)
+
+
+def _family(cls: type) -> Iterator[type]:
+    yield cls
+    subclasses: list[type] = cls.__subclasses__()
+    for sub in subclasses:
+        yield from _family(sub)
+
+
+# -- hooks -----------------------------------------------------------------------------------------------
+
+
+def _init(original: Any) -> Any:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        try:
+            pool = self.connection_pool
+            if ATTRIBUTE not in pool.__dict__:  # the first of its clients; a later one changes nothing
+                stat_of(pool)
+                announce(self)
+                announce(pool)  # should this client be dropped at once
+        except Exception as error:  # noqa: BLE001 - a hook never fails the call
+            failures("Redis.__init__", error)
+
+    return __init__
+
+
+def _begin(client: Any) -> tuple[Stat, float, str] | None:
+    """Note that a command starts, and for whom; None for the monitor's own."""
+    try:
+        current = scope.get()
+        if current is not None:
+            if is_own(current):
+                return None
+            name = current.name
+        else:
+            name = caller()
+        pool = client.connection_pool
+        stat: Stat = pool.__dict__.get(ATTRIBUTE) or stat_of(pool)
+        start = perf_counter()
+        stat.running.add(start)
+    except Exception as error:  # noqa: BLE001
+        failures("Redis.execute_command", error)
+        return None
+    return stat, start, name
+
+
+def _end(begun: tuple[Stat, float, str] | None, args: tuple[Any, ...], error: BaseException | None) -> None:
+    if begun is None:
+        return
+    try:
+        stat, start, name = begun
+        seconds = perf_counter() - start
+        stat.running.discard(start)
+        if error is not None and (not isinstance(error, Exception) or type(error).__name__ in _EXPECTED):
+            error = None  # cancelled, or a normal answer
+        if args and args[0] in _BLOCKING and _waits(args):
+            stat.total.value += 1
+            calls, errors = stat.called(name)
+            calls.value += 1
+            if error is not None:
+                stat.failed(error)
+                errors.value += 1
+        else:
+            stat.done(seconds, error, name, SLOW_SECONDS)
+    except Exception as failure:  # noqa: BLE001
+        failures("Redis.execute_command", failure)
+
+
+def _waits(args: tuple[Any, ...]) -> bool:
+    return args[0].upper() not in _READS or any(
+        word in _BLOCK for word in args if isinstance(word, str | bytes)
+    )
+
+
+def _command(original: Any) -> Any:
+    def execute_command(self: Any, *args: Any, **options: Any) -> Any:
+        begun = _begin(self)
+        try:
+            result = original(self, *args, **options)
+        except BaseException as error:
+            _end(begun, args, error)
+            raise
+        _end(begun, args, None)
+        return result
+
+    return execute_command
+
+
+def _async_command(original: Any) -> Any:
+    async def execute_command(self: Any, *args: Any, **options: Any) -> Any:
+        begun = _begin(self)
+        try:
+            result = await original(self, *args, **options)
+        except BaseException as error:
+            _end(begun, args, error)
+            raise
+        _end(begun, args, None)
+        return result
+
+    return execute_command
+
+
+def _pipeline(original: Any) -> Any:
+    def execute(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not self.command_stack:
+            return original(self, *args, **kwargs)
+        begun = _begin(self)
+        try:
+            result = original(self, *args, **kwargs)
+        except BaseException as error:
+            _end(begun, (), error)
+            raise
+        _end(begun, (), None)
+        return result
+
+    return execute
+
+
+def _async_pipeline(original: Any) -> Any:
+    async def execute(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not self.command_stack:
+            return await original(self, *args, **kwargs)
+        begun = _begin(self)
+        try:
+            result = await original(self, *args, **kwargs)
+        except BaseException as error:
+            _end(begun, (), error)
+            raise
+        _end(begun, (), None)
+        return result
+
+    return execute
+
+
+def _connect(original: Any) -> Any:
+    """Notes when a connection begins to be made; who asked the pool for it takes the time."""
+
+    def _connect(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with suppress(Exception):
+            self.__dict__.setdefault(_CONNECTING, perf_counter())
+        return original(self, *args, **kwargs)
+
+    return _connect
+
+
+def _asked(pool: Any) -> tuple[Stat, float, str, Hold | None] | None:
+    """Note that somebody asks for a connection, and waits when there is none to have."""
+    try:
+        current = scope.get()
+        if is_own(current):
+            return None
+        name = caller() if current is None else current.name
+        stat: Stat = pool.__dict__.get(ATTRIBUTE) or stat_of(pool)
+        start = perf_counter()
+        waiter = None
+        if len(stat.holds) >= pool.max_connections:
+            from time import monotonic
+
+            waiter = Hold(call_site(3), name, monotonic())
+            stat.waiters[id(waiter)] = waiter
+    except Exception as error:  # noqa: BLE001
+        failures("ConnectionPool.get_connection", error)
+        return None
+    return stat, start, name, waiter
+
+
+def _got(asked: tuple[Stat, float, str, Hold | None] | None, pool: Any, connection: Any, error: Any) -> None:
+    if asked is None:
+        return
+    try:
+        stat, start, name, waiter = asked
+        now = perf_counter()
+        if waiter is not None:
+            stat.waiters.pop(id(waiter), None)
+        if connection is None:
+            cause = type(error.__context__).__name__
+            if type(error).__name__ == "MaxConnectionsError" or (waiter is not None and cause in _EXHAUSTED):
+                stat.timeouts.value += 1
+            return
+        began = connection.__dict__.pop(_CONNECTING, None)
+        if began is not None and began >= start:
+            stat.connects.observe(now - began)
+            now = began
+        stat.wait.observe(now - start)
+        stat.hold(id(connection), site_of_hold(stat, 4), name)
+    except Exception as failure:  # noqa: BLE001
+        failures("ConnectionPool.get_connection", failure)
+
+
+def _get(original: Any) -> Any:
+    def get_connection(self: Any, *args: Any, **kwargs: Any) -> Any:
+        asked = _asked(self)
+        try:
+            connection = original(self, *args, **kwargs)
+        except BaseException as error:
+            _got(asked, self, None, error)
+            raise
+        _got(asked, self, connection, None)
+        return connection
+
+    return get_connection
+
+
+def _async_get(original: Any) -> Any:
+    async def get_connection(self: Any, *args: Any, **kwargs: Any) -> Any:
+        asked = _asked(self)
+        try:
+            connection = await original(self, *args, **kwargs)
+        except BaseException as error:
+            _got(asked, self, None, error)
+            raise
+        if asked is not None and "loop" not in asked[0].extra:
+            _bind(asked[0])
+        _got(asked, self, connection, None)
+        return connection
+
+    return get_connection
+
+
+def _bind(stat: Stat) -> None:
+    import asyncio
+
+    with suppress(TypeError):  # a loop without weak references
+        stat.extra["loop"] = weakref.ref(asyncio.get_running_loop())
+
+
+def _release(original: Any) -> Any:
+    """Sync and async alike: the connection is given back when the call begins."""
+
+    def release(self: Any, connection: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            stat = self.__dict__.get(ATTRIBUTE)
+            if stat is not None:
+                stat.release(id(connection))
+        except Exception as error:  # noqa: BLE001
+            failures("ConnectionPool.release", error)
+        return original(self, connection, *args, **kwargs)
+
+    return release
