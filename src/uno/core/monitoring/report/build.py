@@ -88,7 +88,7 @@ def _times(start: datetime | None, end: datetime | None, now: datetime) -> tuple
             "none; give both or neither (then local time is meant)"
         )
     last = now if end is None else _local("end_time", end)
-    first = min(last, now) - HOUR if start is None else _local("start_time", start)
+    first = (min(last, now) - HOUR).astimezone() if start is None else _local("start_time", start)
     if first >= last:
         what = "now" if end is None else "end_time"
         raise ValueError(f"start_time {first.isoformat()} is not before {what} {last.isoformat()}")

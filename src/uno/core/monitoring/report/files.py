@@ -16,15 +16,15 @@ def write(path: str | os.PathLike[str], fill: Callable[[TextIO], object]) -> Pat
     and nothing else is left behind. Devices and pipes are written to directly.
     """
     asked = Path(path)
-    target = Path(os.path.realpath(asked))  # a link keeps pointing where it points
-    if target.is_dir():
+    if asked.is_dir():
         raise IsADirectoryError(errno.EISDIR, "the report needs a file name, this is a directory", str(asked))
-    target.parent.mkdir(parents=True, exist_ok=True)
     how = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
-    if target.exists() and not target.is_file():
-        with open(target, "w", **how) as file:  # type: ignore[call-overload]
+    if asked.exists() and not asked.is_file():
+        with open(asked, "w", **how) as file:  # type: ignore[call-overload]
             fill(file)
         return asked
+    target = Path(os.path.realpath(asked))  # a link keeps pointing where it points
+    target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.parent / f".uno-{os.urandom(6).hex()}.tmp"
     try:
         with open(beside, "x", **how) as file:  # type: ignore[call-overload]

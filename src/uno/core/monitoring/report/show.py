@@ -110,7 +110,11 @@ def _cell(row: Row, figure: str) -> str:
 def _human(value: float, unit: str) -> str:
     per_second = unit.endswith("/s")
     base = unit.removesuffix("/s")
-    return human(value, "" if base.startswith("{") else base, per_second)
+    if base.startswith("{"):  # the title says of what
+        base = ""
+    if not base and abs(value) >= 1e8:  # all its digits would break the table
+        return f"{value:.4g}{'/s' if per_second else ''}"
+    return human(value, base, per_second)
 
 
 def _beyond(row: Row) -> str:
