@@ -153,7 +153,10 @@ class Discovery:
 
 
 def _first_party() -> Iterator[tuple[str, ModuleType]]:
-    for name, module in list(sys.modules.items()):
+    # In the order in which they were loaded to the end: what made an object comes before what imported it from
+    # there. Only __main__ stands first although it ends last.
+    modules = sorted(list(sys.modules.items()), key=lambda item: item[0] == "__main__")
+    for name, module in modules:
         if type(module) is not ModuleType:
             continue
         file = module.__dict__.get("__file__")
