@@ -297,7 +297,7 @@ def test_nothing_is_kept_alive(monitor: ResourceMonitor) -> None:
     assert f'resource="{ids[1]}"' in exporter.render().decode()
     pool.submit(int).result()
     pool.shutdown()
-    gone = [weakref.ref(engine), weakref.ref(pool)]
+    gone: list[weakref.ref[Any]] = [weakref.ref(engine), weakref.ref(pool)]
     del engine, pool
     until(lambda: gc.collect() is not None and not any(ref() for ref in gone))
     until(lambda: not any(id in monitor.manager for id in ids))
@@ -323,8 +323,8 @@ class Lazy:
 
     woken = 0
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         type(self).woken += 1
         return sqlalchemy.Engine
 

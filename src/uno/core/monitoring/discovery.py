@@ -155,7 +155,7 @@ class Discovery:
 def _first_party() -> Iterator[tuple[str, ModuleType]]:
     # In the order in which they were loaded to the end: what made an object comes before what imported it from
     # there. Only __main__ stands first although it ends last.
-    modules = sorted(list(sys.modules.items()), key=lambda item: item[0] == "__main__")
+    modules = sorted(sys.modules.items(), key=lambda item: item[0] == "__main__")
     for name, module in modules:
         if type(module) is not ModuleType:
             continue
