@@ -123,7 +123,9 @@ class AnomalyDetector:
         """
         watch = _Watch(
             self.sensitivity if sensitivity is None else _checked_sensitivity(sensitivity),
-            _checked_period(training_period or self.training_period).total_seconds(),
+            _checked_period(
+                self.training_period if training_period is None else training_period
+            ).total_seconds(),
             unit,
             title or key,
         )
@@ -196,7 +198,7 @@ class AnomalyDetector:
         times: Sequence[float] | NDArray[np.int64],
         values: Sequence[float] | Floats,
         *,
-        sensitivity: float | Sequence[float] = 0.5,
+        sensitivity: float | Sequence[float] | Floats = 0.5,
         training_period: timedelta = timedelta(days=7),
     ) -> Replay:
         """What would have been said of a recorded series, by stepping through it."""

@@ -20,13 +20,15 @@ Floats = NDArray[np.float64]
 DAY = 86400.0
 WARM = 32  # samples before anything is said
 SETTLE = 24  # the same after a gap
+REBUILD = 32  # samples between two looks at how often each answer was given
 
 # The scorers, and what is added to the rarity of each: a wide window has fewer independent chances.
 SCORERS = ("level", "shift", "season", "jump", "spread", "residual", "local", "still")
 _WIDTH = tuple(0.4 * math.log10(window) for window in (6, 24, 6, 1, 12, 1, 1, 1))
 _WEIGHT = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.85, 1.0)
-_PLAINEST = (3, 2, 0, 1, 5, 6, 4, 7)  # of scorers that say the same, the one that is easiest to understand
+_PLAINEST = (3, 0, 2, 1, 5, 6, 4, 7)  # of scorers that say the same, the one that is easiest to understand
 _BINS, _TYPICAL_BIN, _BIN_WIDTH = 128, 72, math.log(1.15)
+_TURN = 4  # samples between the rebuilding of one scorer's table and the next one's
 _SLOTS, _VISITS = 48, 30
 _LOG10_E = np.float32(math.log10(math.e))
 
@@ -67,6 +69,7 @@ class State:
     typical: Floats  # of each scorer: the usual answer, from how many, the largest ever
     known: Floats
     largest: Floats
+    recent: Floats  # ... since the table was built
     share: (
         Floats  # of each scorer at the last sample: rarity by counting, rarity, what was compared with what
     )
@@ -79,7 +82,7 @@ class State:
 
     ROWS: ClassVar = (
         {"x24": (24,), "r24": (24,), "slots": (_SLOTS,), "visits": (_SLOTS,)}
-        | dict.fromkeys(("typical", "known", "largest"), (7,))
+        | dict.fromkeys(("typical", "known", "largest", "recent"), (7,))
         | dict.fromkeys(("share", "rarity", "observed", "expected"), (8,))
     )
 
@@ -138,9 +141,10 @@ class Engine:
             float(v.observed[top, at]),
             float(v.expected[top, at]),
             of_day=bool(seasonal and age > DAY),
+            spans=min(age, period / 2),
             knows=min(age, period),
             enough=age >= min(DAY, period),
-            samples=int(v.n[at]) - 1,
+            samples=(int(v.n[at]) - 1 + _TURN * top) // REBUILD * REBUILD - _TURN * top,
             one_in=None if v.rarity[top, at] > v.share[top, at] else float(10 ** v.share[top, at]),
         )
 
@@ -169,11 +173,12 @@ class Engine:
             v.last = now.copy()
             step = np.maximum(v.every, 1e-3)
 
-            # A value far outside of all seen so far counts as far outside, and not more.
+            # What is learnt of a value far outside of all seen so far is that it is outside, not how far.
             width = v.high - v.low
             room = 10 * np.where(width > 0, width, np.maximum(np.abs(v.high), np.abs(v.low)))
             room[room == 0] = 1e150
-            x = np.clip(raw, np.maximum(v.low - room, -1e150), np.minimum(v.high + room, 1e150))
+            far = np.clip(raw, np.maximum(v.low - 100 * room, -1e150), np.minimum(v.high + 100 * room, 1e150))
+            x = np.clip(far, v.low - room, v.high + room)
             v.low, v.high = np.minimum(v.low, x), np.maximum(v.high, x)
 
             # The usual at this time of day, between the middles of half hours.
@@ -185,7 +190,7 @@ class Engine:
             share = np.where(v.visits[beside, columns] > 0, np.abs(at - slot - 0.5), 0.0)
             usual = v.slots[slot, columns] * (1 - share) + v.slots[beside, columns] * share
             usual = np.where(v.visits[slot, columns] > 0, usual, v.mean)
-            r = x - usual
+            r, far_r = x - usual, far - usual
             trust = np.clip(1.5 * (1 - v.off / v.around), 0, 1)
             trust = np.where((now - v.first > 2 * DAY) & (v.around > 0), trust, 0.0)
 
@@ -199,6 +204,8 @@ class Engine:
             jump = np.where(v.fresh == 1, 0.0, r - v.r12)
             v.jump12 = _ew(v.jump12, jump * jump, 12, v.fresh)
             local = np.where(v.fresh == 1, 0.0, np.abs(x - v.x12))
+            far_jump = np.where(v.fresh == 1, 0.0, np.abs(far_r - v.r12))
+            far_local = np.where(v.fresh == 1, 0.0, np.abs(far - v.x12))
             level = (v.x6 - v.mean) * (1 - trust) + v.r6 * trust
             mean24 = _mean24(v.x24)
             shift = (mean24 - v.mean) * (1 - trust) + _mean24(v.r24) * trust
@@ -206,14 +213,14 @@ class Engine:
                 np.abs(level),
                 np.abs(shift),
                 np.abs(v.r6),
-                np.abs(jump),
+                far_jump,
                 np.sqrt(v.jump12),
-                np.abs(r) / (v.r60 + 0.2 * v.off),
-                local / (v.local60 + 0.2 * v.rough),
+                np.abs(far_r) / (v.r60 + 0.2 * v.off),
+                far_local / (v.local60 + 0.2 * v.rough),
             ])  # fmt: skip
             floor = 1e-9 * np.maximum(np.abs(v.low), np.abs(v.high))
             answers[:5][answers[:5] <= floor] = 0.0
-            answers[5:][~(answers[5:] < 1e9)] = 0.0
+            answers[5:][~np.isfinite(answers[5:])] = 0.0
             answers[5][np.abs(r) <= floor] = 0.0
             answers[6][local <= floor] = 0.0
 
@@ -252,8 +259,8 @@ class Engine:
     def _rarity(
         self, v: State, here: NDArray[np.intp], answers: Floats, learn: NDArray[np.bool_]
     ) -> tuple[Floats, Floats]:
-        """-log10 of the share of earlier samples with an answer at least as large; and the same with up to 1
-        more for an answer larger than all before.
+        """-log10 of the share of earlier samples with an answer at least as large; and the same with up to 3
+        more for an answer larger than all before, by how much: little is known at first, but a catastrophe is one.
         """
         some = answers > 0
         early = some & (v.known < WARM)
@@ -269,29 +276,31 @@ class Engine:
         more = np.where(
             v.largest > 0, np.log10(np.where(beyond, answers, 1.0) / np.maximum(v.largest, 1e-300)), 1.0
         )
-        rarity = share + np.where(beyond, np.clip(more, 0.0, 1.0), 0.0)
+        rarity = share + np.where(beyond, np.clip(more, 0.0, 3.0), 0.0)
         self.counts.reshape(-1)[place] += learn
-        v.largest = np.maximum(v.largest, answers)
+        v.recent = np.maximum(v.recent, answers)
         return share, rarity
 
     def _rebuild(self, v: State, here: NDArray[np.intp], memory: Floats) -> None:
-        """Every 32 samples: let the counts fade, and look up the rarity of each bin anew."""
-        due = np.flatnonzero(v.n % 32 == 0)
-        if not len(due):
-            return
-        rows = here[due]
-        counts = self.counts[rows] * np.exp(-32 / memory[due]).astype(np.float32)[:, None, None]
-        top = counts[:, :, -8:].sum(2)
-        for row, scorer in np.argwhere((top > 32) & (top > counts[:, :, 1:].sum(2) / 4)):
-            # What was typical at the start is so no more: make room above.
-            bins = counts[row, scorer]
-            bins[1] += bins[2:41].sum()
-            bins[2:-39], bins[-39:] = bins[41:].copy(), 0
-            v.typical[scorer, due[row]] *= math.exp(39 * _BIN_WIDTH)
-        above = np.cumsum(counts[:, :, ::-1], axis=2)[:, :, ::-1]
-        self.counts[rows] = counts
-        above += 1
-        self.table[rows] = np.log(above[:, :, :1] / above) * _LOG10_E
+        """Let the counts fade, and look up the rarity of each bin anew; the scorers take turns."""
+        for scorer in range(7):
+            due = np.flatnonzero((v.n + _TURN * scorer) % REBUILD == 0)
+            if not len(due):
+                continue
+            rows = here[due]
+            v.largest[scorer, due] = np.maximum(v.largest[scorer, due], v.recent[scorer, due])
+            v.recent[scorer, due] = 0
+            counts = self.counts[rows, scorer] * np.exp(-REBUILD / memory[due]).astype(np.float32)[:, None]
+            top = counts[:, -8:].sum(1)
+            for row in np.flatnonzero((top > 32) & (top > counts[:, 1:].sum(1) / 4)):
+                # What was typical at the start is so no more: make room above.
+                bins = counts[row]
+                bins[1] += bins[2:41].sum()
+                bins[2:-39], bins[-39:] = bins[41:].copy(), 0
+                v.typical[scorer, due[row]] *= math.exp(39 * _BIN_WIDTH)
+            self.counts[rows, scorer] = counts
+            above = np.cumsum(counts[:, ::-1], axis=1)[:, ::-1] + 1
+            self.table[rows, scorer] = np.log(above[:, :1] / above) * _LOG10_E
 
     def _still(self, v: State, raw: Floats) -> tuple[Floats, Floats]:
         """The longest run of equal values before this one, and the rarity of one twice as long."""

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from uno.core.monitoring.anomaly.engine import Floats
 
 FOLD = 15.0  # seconds: faster samples are judged as means over this long
-REST = 80  # samples without a second alarm
+REST = 80  # samples without a second alarm ...
+STRANGER = 3.0  # ... unless the score is so much higher than that of the first
 RAISE = 0.25  # each alarm raises the level, paid back at the rate of the budget
 WEEK = 604800.0
 
@@ -50,12 +51,20 @@ class Rule:
     def __init__(self) -> None:
         self.rest, self.raised, self.calm = np.zeros(0), np.zeros(0), np.zeros(0)
         self.score = np.zeros(0)  # the last one
-        self.since = np.zeros(0)  # when it came over half the level; NaN: it is not
+        self.alarm = np.zeros(0)  # that of the last alarm
+        self.since = np.zeros(0)  # when it came over two thirds of the level; NaN: it is not
         self.budget = np.zeros(0)  # false alarms a week
 
     def resize(self, keep: NDArray[np.intp], add: int) -> None:
         """Keep these columns, in this order, and add new ones."""
-        for name, start in (("rest", 0), ("raised", 0), ("calm", 0), ("score", 0), ("since", math.nan)):
+        for name, start in (
+            ("rest", 0),
+            ("raised", 0),
+            ("calm", 0),
+            ("score", 0),
+            ("alarm", 0),
+            ("since", math.nan),
+        ):
             setattr(self, name, np.append(getattr(self, name)[keep], np.full(add, float(start))))
 
     def level(self, every: Floats) -> Floats:
@@ -73,10 +82,12 @@ class Rule:
         self.score = np.where(judged, score, self.score)
         self.raised = np.maximum(self.raised - RAISE * self.budget * judged * every / WEEK, 0.0)
         level = self.level(every)
-        fired: NDArray[np.bool_] = judged & (self.rest <= 0) & (score >= level)
+        fired: NDArray[np.bool_] = (score >= level) & ((self.rest <= 0) | (score >= self.alarm + STRANGER))
         calm = score < level / 2
         self.calm = np.where(calm, self.calm + 1, np.where(judged, 0.0, self.calm))
-        self.since = np.where(calm, math.nan, np.where(judged & np.isnan(self.since), now, self.since))
+        self.since = np.where(score < level * 2 / 3, math.nan, self.since)
+        self.since = np.where((score >= level * 2 / 3) & np.isnan(self.since), now, self.since)
+        self.alarm = np.where(fired, score, self.alarm)
         self.rest = np.where(fired, REST, self.rest - judged)
         self.raised = self.raised + RAISE * fired
         return fired

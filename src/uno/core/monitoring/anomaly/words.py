@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-DAY = 86400.0
-
 
 def number(value: float) -> str:
     """Three figures and no exponent, below a million."""
@@ -35,16 +33,11 @@ def quantity(value: float, unit: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    for factor, one, many in (
-        (DAY, "day", "days"),
-        (3600.0, "h", "h"),
-        (60.0, "min", "min"),
-        (1.0, "s", "s"),
-    ):
-        if seconds >= factor or factor == 1.0:
-            count = int(seconds // factor)
-            return f"{count} {one if count == 1 else many}"
-    raise AssertionError
+    """In the largest unit of which there are two."""
+    for size, name in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds // size:.0f} {name}"
+    return f"{seconds // 1:.0f} s"
 
 
 def _times(observed: float, usual: float) -> str:
@@ -67,9 +60,10 @@ class Finding(NamedTuple):
     observed: float
     usual: float
     of_day: bool  # `usual` is that of this time of day
+    spans: float  # seconds that a mean covers
     knows: float  # seconds of history
     enough: bool  # ... which needs no excuse
-    samples: int  # before this one
+    samples: int  # that it is compared with
     one_in: float | None  # one in so many samples is like this; None: never
 
 
@@ -82,7 +76,7 @@ def sentence(title: str, unit: str, finding: Finding, lasts: float) -> str:
         before = f"the longest time before was {max(usual, 1):.0f}"
         return f"{title} has not changed for {observed:.0f} samples; {before}{excuse}"
     if scorer in ("level", "shift", "season"):
-        where = "at this time of day" if finding.of_day else f"in the last {known}"
+        where = "at this time of day" if finding.of_day else f"in the last {duration(finding.spans)}"
         count = 24 if scorer == "shift" else 6
         said = f"{_against(observed, usual)} (usual {where} {was}; now {now}, mean of {count} samples)"
     elif scorer == "jump":
@@ -92,15 +86,12 @@ def sentence(title: str, unit: str, finding: Finding, lasts: float) -> str:
     elif scorer == "spread":
         said = f"swings {_times(observed, usual)} as widely as usual (by about {now}; usual {was})"
     else:
-        near = (
-            "its usual at this time of day" if scorer == "residual" and finding.of_day else "its recent mean"
-        )
+        near = "its recent mean" if scorer == "local" else "its mean"
+        near = "its usual at this time of day" if scorer == "residual" and finding.of_day else near
         said = f"is {now}, far from {near} {was} for how little it moves otherwise"
-    since = f", for {duration(lasts)}" if lasts >= 1 else ""
+    since = f", for {duration(lasts)}" if lasts >= 1 and scorer != "jump" else ""
     one_in = finding.one_in
-    rare = (
-        f"never so in {finding.samples} samples"
-        if one_in is None
-        else f"1 in {one_in:.0f} samples is like this"
-    )
+    rare = f"never so in {finding.samples} samples before"
+    if one_in is not None:
+        rare = f"1 in {one_in:.0f} samples is like this"
     return f"{title} {said}{since}; {rare}{excuse}"
