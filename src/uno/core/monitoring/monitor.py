@@ -551,7 +551,7 @@ class ResourceMonitor:
         A naive datetime means local time. Raises ValueError when the start is not before the end or only one of the
         two has a time zone, UnknownResourceTypeError, UnknownResourceError.
         """
-        from uno.core.monitoring.report import build_report
+        from uno.core.monitoring.report.build import build_report
 
         return build_report(self, resource_type, start_time, end_time, resource_id=resource_id)
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 CHUNK = 256
 HOUR, WEEK = 3_600.0, 7 * 86_400.0
 DEFAULT_BYTES = 64 * 2**20
-EXACT_SHARE = 0.625
+EXACT_SHARE, SKETCH_SHARE = 0.625, 0.2  # of the memory, when there is too little of it
 GROUP = 64  # series that are summed up at once: their samples fit the processor's cache
 _NO_LEVELS = Levels()
 _NOTHING = Summary(0, None, None, None, None, None, None, None, 0.0, 0.0, True)
@@ -122,10 +122,14 @@ class MemoryHistory:
         while len(coarse) > 1 and coarse[0].time + COARSE < now - self._week:
             self._drop_coarse()
         while self._bytes() > self._max:
-            if len(chunks) > 2 and (self._exact_bytes > EXACT_SHARE * self._max or len(coarse) < 3):
+            if len(chunks) > 2 and self._exact_bytes > EXACT_SHARE * self._max:
                 self._drop_chunk()
+            elif self._sketch_bytes > SKETCH_SHARE * self._max and self._drop_sketches():
+                continue
             elif len(coarse) > 2:
                 self._drop_coarse()
+            elif len(chunks) > 2:
+                self._drop_chunk()
             else:
                 break
 
@@ -137,10 +141,22 @@ class MemoryHistory:
     def _drop_coarse(self) -> None:
         gone = self._coarse.popleft()
         self._coarse_bytes -= gone.bytes
-        self._sketch_bytes = 0
         for kept in self._sketches.values():
             kept.coarse.forget(gone.time + COARSE)
-            self._sketch_bytes += kept.bytes
+        self._sketch_bytes = sum(kept.bytes for kept in self._sketches.values())
+
+    def _drop_sketches(self) -> bool:
+        """Forget the oldest minute, or half hour, of all histograms: of those that take more. False: none is left."""
+        sketches = self._sketches.values()
+        fine, coarse = [kept.fine for kept in sketches], [kept.coarse for kept in sketches]
+        more = fine if sum(tier.bytes for tier in fine) > sum(tier.bytes for tier in coarse) else coarse
+        oldest = min((tier.packed[0].start for tier in more if tier.packed), default=None)
+        if oldest is None:
+            return False
+        for tier in more:
+            tier.forget(oldest + tier.length)
+        self._sketch_bytes = sum(kept.bytes for kept in sketches)
+        return True
 
     def _move(self, frame: Frame) -> None:
         """The store has closed the gaps among its columns."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from uno.core.monitoring.report.build import build_report
 from uno.core.monitoring.report.model import Report, Row
 
-__all__ = ["Report", "Row", "build_report"]
+__all__ = ["Report", "Row"]
