@@ -5,17 +5,23 @@ Size and waiting are read from the pool; times, holders, callers and errors come
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from time import monotonic
+from collections.abc import Callable, Mapping
+from time import monotonic, perf_counter
 from typing import Any, NamedTuple
 
 from uno.core.monitoring.instrumentation import (
+    ATTRIBUTE,
     OWN,
+    Hold,
     Stat,
     call_site,
+    caller,
     describe_error,
     describe_holds,
     describe_slow,
+    failures,
+    scope,
+    stat_of,
 )
 from uno.core.monitoring.names import pick
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
@@ -145,12 +151,132 @@ class PooledMonitor(ResourceTypeMonitor):
         return not waiting and (used is None or limit is None or used < limit)
 
 
+# -- what hooks record ---------------------------------------------------------------------------------
+# ``owner`` is the object that the Stat hangs on. Each of these is safe to call from a hook: it never raises.
+
+
+class Operation(NamedTuple):
+    """A query or command that runs, or a request for a connection that may wait."""
+
+    stat: Stat
+    start: float
+    caller: str
+    waiter: Hold | None = None
+
+
+def begin(owner: Any) -> Operation | None:
+    """An operation starts. None for the monitor's own, which are no traffic of the application."""
+    try:
+        current = scope.get()
+        if current is None:
+            name = caller()
+        elif is_own(current):
+            return None
+        else:
+            name = current.name
+        stat: Stat = owner.__dict__.get(ATTRIBUTE) or stat_of(owner)
+        start = perf_counter()
+        stat.running.add(start)
+    except Exception as error:  # noqa: BLE001 - a hook never fails the call
+        failures("begin", error)
+        return None
+    return _operation((stat, start, name, None))
+
+
+def end(begun: Operation | None, error: BaseException | None, slow: float, *, timed: bool = True) -> None:
+    """The operation ended. A cancelled one neither failed nor succeeded; one that is not ``timed`` was meant
+    to take its time."""
+    if begun is None:
+        return
+    try:
+        stat, start, name, _ = begun
+        seconds = perf_counter() - start
+        stat.running.discard(start)
+        failed = error is not None and isinstance(error, Exception)
+        if timed and (failed or error is None):
+            stat.done(seconds, error, name, slow)
+            return
+        stat.total.value += 1
+        calls, errors = stat.called(name)
+        calls.value += 1
+        if failed and error is not None:
+            stat.failed(error)
+            errors.value += 1
+        elif timed:
+            stat.duration.observe(seconds)
+    except Exception as failure:  # noqa: BLE001
+        failures("end", failure)
+
+
+def ask(owner: Any, limit: float | None) -> Operation | None:
+    """A connection is asked for; the caller waits when all of ``limit`` are held."""
+    try:
+        current = scope.get()
+        if current is None:
+            name = caller()
+        elif is_own(current):
+            return None
+        else:
+            name = current.name
+        stat: Stat = owner.__dict__.get(ATTRIBUTE) or stat_of(owner)
+        waiter = None
+        if limit is not None and len(stat.holds) >= limit:
+            waiter = Hold(call_site(3), name, monotonic())
+            stat.waiters[id(waiter)] = waiter
+        return _operation((stat, perf_counter(), name, waiter))
+    except Exception as error:  # noqa: BLE001
+        failures("ask", error)
+        return None
+
+
+def got(asked: Operation | None, key: int, began: float | None = None) -> None:
+    """The connection is there. ``key`` is what it is returned under; ``began``, when making it began, if it is new."""
+    if asked is None:
+        return
+    try:
+        stat, start, name, waiter = asked
+        now = perf_counter()
+        if waiter is not None:
+            stat.waiters.pop(id(waiter), None)
+        if began is not None and began >= start:
+            stat.connects.observe(now - began)
+            now = began
+        stat.wait.observe(now - start)
+        # The place that takes a connection is left out where it costs most and tells least: for one command of
+        # many, while no other connection is held.
+        site = call_site(3) if stat.holds or not stat.running else None
+        stat.hold(key, site, name)
+    except Exception as error:  # noqa: BLE001
+        failures("got", error)
+
+
+def refused(asked: Operation | None, in_vain: Callable[[Operation], bool]) -> None:
+    """There was no connection; ``in_vain``: for want of a free one, rather than for any other reason."""
+    if asked is None:
+        return
+    try:
+        if asked.waiter is not None:
+            asked.stat.waiters.pop(id(asked.waiter), None)
+        if in_vain(asked):
+            asked.stat.timeouts.value += 1
+    except Exception as error:  # noqa: BLE001
+        failures("refused", error)
+
+
+def returned(owner: Any, key: int) -> None:
+    """The connection is given back."""
+    try:
+        stat = owner.__dict__.get(ATTRIBUTE)
+        if stat is not None:
+            stat.release(key)
+    except Exception as error:  # noqa: BLE001
+        failures("returned", error)
+
+
 def is_own(current: Any) -> bool:
-    """Whether a call scope is the monitor's own: its pings are no traffic of the application."""
+    """Whether a call scope is the monitor's own."""
     return current is not None and current._name == OWN
 
 
-def site_of_hold(stat: Stat, depth: int = 3) -> Any:
-    """The place that takes a connection. Left out where it costs most and tells least: for one command of many,
-    while no other connection is held."""
-    return call_site(depth) if stat.holds or not stat.running else None
+def _operation(values: tuple[Stat, float, str, Hold | None]) -> Operation:
+    return tuple.__new__(Operation, values)  # half the cost of Operation(*values)

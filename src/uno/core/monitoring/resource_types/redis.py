@@ -13,19 +13,18 @@ from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
-from uno.core.monitoring.instrumentation import (
-    ATTRIBUTE,
-    Hold,
-    Stat,
-    announce,
-    call_site,
-    caller,
-    failures,
-    install,
-    scope,
-    stat_of,
+from uno.core.monitoring.instrumentation import ATTRIBUTE, Stat, announce, failures, install, stat_of
+from uno.core.monitoring.resource_types._pooled import (
+    Operation,
+    PooledMonitor,
+    PoolUse,
+    ask,
+    begin,
+    end,
+    got,
+    refused,
+    returned,
 )
-from uno.core.monitoring.resource_types._pooled import PooledMonitor, PoolUse, is_own, site_of_hold
 from uno.core.monitoring.thresholds import Threshold
 from uno.core.resources import Identity
 
@@ -264,46 +263,10 @@ def _init(original: Any) -> Any:
     return __init__
 
 
-def _begin(client: Any) -> tuple[Stat, float, str] | None:
-    """Note that a command starts, and for whom; None for the monitor's own."""
-    try:
-        current = scope.get()
-        if current is not None:
-            if is_own(current):
-                return None
-            name = current.name
-        else:
-            name = caller()
-        pool = client.connection_pool
-        stat: Stat = pool.__dict__.get(ATTRIBUTE) or stat_of(pool)
-        start = perf_counter()
-        stat.running.add(start)
-    except Exception as error:  # noqa: BLE001
-        failures("Redis.execute_command", error)
-        return None
-    return stat, start, name
-
-
-def _end(begun: tuple[Stat, float, str] | None, args: tuple[Any, ...], error: BaseException | None) -> None:
-    if begun is None:
-        return
-    try:
-        stat, start, name = begun
-        seconds = perf_counter() - start
-        stat.running.discard(start)
-        if error is not None and (not isinstance(error, Exception) or type(error).__name__ in _EXPECTED):
-            error = None  # cancelled, or a normal answer
-        if args and args[0] in _BLOCKING and _waits(args):
-            stat.total.value += 1
-            calls, errors = stat.called(name)
-            calls.value += 1
-            if error is not None:
-                stat.failed(error)
-                errors.value += 1
-        else:
-            stat.done(seconds, error, name, SLOW_SECONDS)
-    except Exception as failure:  # noqa: BLE001
-        failures("Redis.execute_command", failure)
+def _end(begun: Operation | None, args: tuple[Any, ...], error: BaseException | None) -> None:
+    if error is not None and type(error).__name__ in _EXPECTED:
+        error = None
+    end(begun, error, SLOW_SECONDS, timed=not (args and args[0] in _BLOCKING and _waits(args)))
 
 
 def _waits(args: tuple[Any, ...]) -> bool:
@@ -314,7 +277,7 @@ def _waits(args: tuple[Any, ...]) -> bool:
 
 def _command(original: Any) -> Any:
     def execute_command(self: Any, *args: Any, **options: Any) -> Any:
-        begun = _begin(self)
+        begun = begin(self.connection_pool)
         try:
             result = original(self, *args, **options)
         except BaseException as error:
@@ -328,7 +291,7 @@ def _command(original: Any) -> Any:
 
 def _async_command(original: Any) -> Any:
     async def execute_command(self: Any, *args: Any, **options: Any) -> Any:
-        begun = _begin(self)
+        begun = begin(self.connection_pool)
         try:
             result = await original(self, *args, **options)
         except BaseException as error:
@@ -342,9 +305,7 @@ def _async_command(original: Any) -> Any:
 
 def _pipeline(original: Any) -> Any:
     def execute(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not self.command_stack:
-            return original(self, *args, **kwargs)
-        begun = _begin(self)
+        begun = begin(self.connection_pool) if self.command_stack else None
         try:
             result = original(self, *args, **kwargs)
         except BaseException as error:
@@ -358,9 +319,7 @@ def _pipeline(original: Any) -> Any:
 
 def _async_pipeline(original: Any) -> Any:
     async def execute(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not self.command_stack:
-            return await original(self, *args, **kwargs)
-        begun = _begin(self)
+        begun = begin(self.connection_pool) if self.command_stack else None
         try:
             result = await original(self, *args, **kwargs)
         except BaseException as error:
@@ -383,59 +342,20 @@ def _connect(original: Any) -> Any:
     return _connect
 
 
-def _asked(pool: Any) -> tuple[Stat, float, str, Hold | None] | None:
-    """Note that somebody asks for a connection, and waits when there is none to have."""
-    try:
-        current = scope.get()
-        if is_own(current):
-            return None
-        name = caller() if current is None else current.name
-        stat: Stat = pool.__dict__.get(ATTRIBUTE) or stat_of(pool)
-        start = perf_counter()
-        waiter = None
-        if len(stat.holds) >= pool.max_connections:
-            from time import monotonic
-
-            waiter = Hold(call_site(3), name, monotonic())
-            stat.waiters[id(waiter)] = waiter
-    except Exception as error:  # noqa: BLE001
-        failures("ConnectionPool.get_connection", error)
-        return None
-    return stat, start, name, waiter
-
-
-def _got(asked: tuple[Stat, float, str, Hold | None] | None, pool: Any, connection: Any, error: Any) -> None:
-    if asked is None:
-        return
-    try:
-        stat, start, name, waiter = asked
-        now = perf_counter()
-        if waiter is not None:
-            stat.waiters.pop(id(waiter), None)
-        if connection is None:
-            cause = type(error.__context__).__name__
-            if type(error).__name__ == "MaxConnectionsError" or (waiter is not None and cause in _EXHAUSTED):
-                stat.timeouts.value += 1
-            return
-        began = connection.__dict__.pop(_CONNECTING, None)
-        if began is not None and began >= start:
-            stat.connects.observe(now - began)
-            now = began
-        stat.wait.observe(now - start)
-        stat.hold(id(connection), site_of_hold(stat, 4), name)
-    except Exception as failure:  # noqa: BLE001
-        failures("ConnectionPool.get_connection", failure)
+def _exhausted(error: BaseException) -> Callable[[Operation], bool]:
+    name, cause = type(error).__name__, type(error.__context__).__name__
+    return lambda asked: name == "MaxConnectionsError" or (asked.waiter is not None and cause in _EXHAUSTED)
 
 
 def _get(original: Any) -> Any:
     def get_connection(self: Any, *args: Any, **kwargs: Any) -> Any:
-        asked = _asked(self)
+        asked = ask(self, self.max_connections)
         try:
             connection = original(self, *args, **kwargs)
         except BaseException as error:
-            _got(asked, self, None, error)
+            refused(asked, _exhausted(error))
             raise
-        _got(asked, self, connection, None)
+        got(asked, id(connection), connection.__dict__.pop(_CONNECTING, None))
         return connection
 
     return get_connection
@@ -443,15 +363,15 @@ def _get(original: Any) -> Any:
 
 def _async_get(original: Any) -> Any:
     async def get_connection(self: Any, *args: Any, **kwargs: Any) -> Any:
-        asked = _asked(self)
+        asked = ask(self, self.max_connections)
         try:
             connection = await original(self, *args, **kwargs)
         except BaseException as error:
-            _got(asked, self, None, error)
+            refused(asked, _exhausted(error))
             raise
-        if asked is not None and "loop" not in asked[0].extra:
-            _bind(asked[0])
-        _got(asked, self, connection, None)
+        if asked is not None and "loop" not in asked.stat.extra:
+            _bind(asked.stat)
+        got(asked, id(connection), connection.__dict__.pop(_CONNECTING, None))
         return connection
 
     return get_connection
@@ -468,12 +388,7 @@ def _release(original: Any) -> Any:
     """Sync and async alike: the connection is given back when the call begins."""
 
     def release(self: Any, connection: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            stat = self.__dict__.get(ATTRIBUTE)
-            if stat is not None:
-                stat.release(id(connection))
-        except Exception as error:  # noqa: BLE001
-            failures("ConnectionPool.release", error)
+        returned(self, id(connection))
         return original(self, connection, *args, **kwargs)
 
     return release
