@@ -523,8 +523,13 @@ class HealthRegistry:
         """`report` as a dict in the form of `application/health+json`."""
         return self.report(group).to_dict()
 
+    def open(self) -> None:
+        """Go on after `close`: the checks run again, those that were registered before included."""
+        self._closed = False
+        self._keep_running()
+
     def close(self, timeout: float = 1.0) -> None:
-        """End the background thread; runs under way are abandoned. `register` starts it again."""
+        """End the background thread; runs under way are abandoned. `open` and `register` start it again."""
         self._closed = True
         with self._wake:
             thread, self._thread = self._thread, None

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+import re
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from uno.core.monitoring.exporters.prometheus import PrometheusExporter
@@ -61,6 +62,9 @@ class RoutedExporter(PrometheusExporter):
 
         async def metrics(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != "http":
+                return
+            if scope["method"] not in ("GET", "HEAD"):
+                await _respond(send, 405, b"", {"allow": "GET, HEAD"})
                 return
             headers = dict(scope.get("headers", ()))
             body, answer = self.respond(headers.get(b"accept-encoding", b"").decode("latin-1"))
@@ -114,6 +118,8 @@ def setup_monitoring(
             raise ValueError(
                 f"{name} begins with '/' and names something, for example '/monitoring', not {path!r}"
             )
+    if health_path is not None and health_path.rstrip("/") == dashboard_path.rstrip("/"):
+        raise ValueError(f"health_path and dashboard_path are the same, {health_path!r}")
     if any(
         getattr(known, "cls", None) is MonitoringMiddleware for known in getattr(app, "user_middleware", ())
     ):
@@ -159,19 +165,56 @@ class RouteScope(CallScope):
     def name(self) -> str:
         """ "GET /orders/{id}"; the template, never the path itself, which is without bound."""
         if not self._name:
-            route = self._scope.get("route")
-            path = getattr(route, "path_format", None) or getattr(route, "path", None)
-            method = self._scope.get("method", "WEBSOCKET")
+            here = self._scope
+            method = here.get("method", "WEBSOCKET")
+            path = _template(here)
             if path is None:
-                endpoint = self._scope.get("endpoint")
+                endpoint = here.get("endpoint")
                 if endpoint is None:
                     return f"{method} (no route yet)"
                 path = getattr(endpoint, "__qualname__", type(endpoint).__name__)
-            mount = self._scope.get("app_root_path", self._scope.get("root_path", ""))
-            root = self._scope.get("root_path", "")
-            inner = root[len(mount) :] if root.startswith(mount) else ""
+            root = here.get("root_path", "")
+            outer = here.get("app_root_path", root)
+            inner = root[len(outer) :] if root.startswith(outer) else ""
+            if inner:  # below a mount, whose own parameters are known by their values only
+                known = {str(value): f"{{{key}}}" for key, value in here.get("path_params", {}).items()}
+                inner = "/".join(known.get(part, part) for part in inner.split("/"))
             self._name = f"{method} {inner}{path}"
         return self._name
+
+
+def _template(scope_: Scope) -> str | None:
+    route = scope_.get("route")
+    # FastAPI keeps the prefix of an included router beside the route.
+    included = scope_.get("fastapi", {}).get("effective_route_context")
+    if included is not None and (included.original_route is route or getattr(route, "path", None) is None):
+        route = included.starlette_route or included
+    return getattr(route, "path_format", None) or getattr(route, "path", None)
+
+
+def _effective(routes: Sequence[Any]) -> Iterator[Any]:
+    """The routes as requests meet them: those of FastAPI's included routers with their prefix."""
+    for route in routes:
+        included = getattr(route, "effective_route_contexts", None)
+        if included is None:
+            yield route
+        else:
+            yield from (context.starlette_route or context for context in included())
+
+
+def _takes(route: Any, scope_: Scope) -> bool:
+    """Whether ``route`` answers, by more than being a catch-all (``/{path:path}``, static files at ``/``)."""
+    template = getattr(route, "path", None)
+    if not isinstance(template, str) or not _PARAMETER.sub("", template).strip("/"):
+        return False
+    try:
+        match, _ = route.matches(scope_)
+    except Exception:  # noqa: BLE001 - a route of the application's own kind
+        return False
+    return getattr(match, "name", "NONE") != "NONE"
+
+
+_PARAMETER = re.compile(r"\{[^}]*\}")
 
 
 class MonitoringMiddleware:
@@ -192,7 +235,7 @@ class MonitoringMiddleware:
         self._monitor, self._registry = monitor, registry
         self._health_path, self._dashboard, self._dashboard_path = health_path, dashboard, dashboard_path
         self._routes = routes
-        self._own: dict[str, bool] = {}
+        self._said: set[str] = set()
         self._started = False
 
     async def __call__(self, scope_: Scope, receive: Receive, send: Send) -> None:
@@ -206,17 +249,15 @@ class MonitoringMiddleware:
         if not self._started:  # mounted somewhere, where no lifespan comes through
             self._start()
         if kind == "http":
-            path, root = scope_["path"], scope_.get("root_path", "")
-            if root and path.startswith(root):
-                path = path[len(root) :]
-            if path == self._health_path and self._is_ours(path):
+            path = _below(scope_)
+            if path == self._health_path and self._is_ours(path, scope_):
                 await self._health(scope_, send)
                 return
             base = self._dashboard_path
             if (
                 self._dashboard is not None
                 and (path == base or path.startswith(base + "/"))
-                and self._is_ours(base)
+                and self._is_ours(path, scope_)
             ):
                 await self._to_dashboard(scope_, receive, send)
                 return
@@ -226,19 +267,22 @@ class MonitoringMiddleware:
         finally:
             scope.reset(token)
 
-    def _is_ours(self, path: str) -> bool:
+    def _is_ours(self, path: str, scope_: Scope) -> bool:
         """Whether the application has no route of its own at ``path``; a catch-all is none."""
-        known = self._own.get(path)
-        if known is None:
-            taken = any(str(getattr(route, "path", "")).rstrip("/") == path for route in self._routes())
-            known = self._own[path] = not taken
-            if taken:
-                log.warning("the application has a route %s of its own: uno's is not served there", path)
-        return known
+        probe = {**scope_, "path": path, "root_path": "", "path_params": {}}
+        probe.pop("fastapi", None)
+        slashed = {**probe, "path": path + "/"}  # where the application's router would redirect to
+        if not any(_takes(route, probe) or _takes(route, slashed) for route in _effective(self._routes())):
+            return True
+        if path not in self._said and len(self._said) < 10:
+            self._said.add(path)
+            log.warning("the application has a route of its own at %s: uno's is not served there", path)
+        return False
 
     def _start(self) -> None:
         self._started = True
         loop = running_loop()
+        self._registry.open()
         self._registry.loop = loop
         if loop is not None:
             self._monitor.bind_loop(loop)
@@ -290,10 +334,16 @@ class MonitoringMiddleware:
         root = scope_.get("root_path", "")
         inner = dict(scope_)
         # In ASGI the path includes the root path; a server behind a prefix-stripping proxy leaves it out.
-        if root and not scope_["path"].startswith(root):
-            inner["path"] = root + scope_["path"]
+        inner["path"] = root + _below(scope_)
         inner["root_path"] = root + self._dashboard_path
         await self._dashboard.app(inner, receive, send)
+
+
+def _below(scope_: Scope) -> str:
+    """The path below the root path."""
+    path: str = scope_["path"]
+    root: str = scope_.get("root_path", "").rstrip("/")
+    return path[len(root) :] if root and path.startswith(root + "/") else path
 
 
 async def _respond(
