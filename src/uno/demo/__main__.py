@@ -46,7 +46,9 @@ def main() -> int:
             print(f"uno demo cannot listen on {host} port {port}: {error.strerror}", file=sys.stderr)
         return 1
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s  %(message)s", datefmt="%H:%M:%S")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    logging.getLogger("uno.alerts").setLevel(logging.INFO)  # also what is over
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     code = 0
     with contextlib.ExitStack() as at_the_end:
         try:

@@ -31,19 +31,17 @@ def give_back() -> None:
 
 
 @router.get("/reports/sales")
-def report_sales() -> list[dict[str, Any]]:
-    """A slow query: the database works for most of a second."""
+def report_sales() -> dict[str, Any]:
+    """A slow query: the database works for more than a second."""
     with orders_db.connect() as connection:
-        rows = connection.execute(
-            text("SELECT sku, count(*) AS sold, crunch() FROM orders GROUP BY 1 LIMIT 1")
-        )
-        return [dict(row._mapping) for row in rows]
+        row = connection.execute(text("SELECT count(*) AS sold, crunch() FROM orders")).one()
+        return {"sold": row.sold}
 
 
 @event.listens_for(orders_db, "connect")
 def _define_crunch(connection: Any, record: object) -> None:
     """SQLite has no pg_sleep(); a function of ours takes the time."""
-    connection.create_function("crunch", 0, lambda: time.sleep(random.uniform(0.7, 1.1)))
+    connection.create_function("crunch", 0, lambda: time.sleep(random.uniform(1.1, 1.4)))
 
 
 @router.post("/checkouts")

@@ -117,10 +117,10 @@ def _incidents(upstream: PriceService) -> list[Incident]:
         Incident(
             "slow-queries",
             "Slow queries",
-            "The sales report asks the orders database for something that takes most of a second.",
+            "The sales report asks the orders database for something that takes more than a second.",
             "GET",
             "/reports/sales",
-            callers=2,
+            callers=3,
             pause=0.1,
         ),
         Incident(
