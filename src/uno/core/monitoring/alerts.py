@@ -494,11 +494,10 @@ class AlertBook:
             log.debug("%s: %s", alert.state, alert.message)
         elif alert.state == "resolved":
             lasted = human((alert.resolved_at or 0) - alert.fired_at, "s")
-            log.info("%s resolved after %s: %s", alert.resource, lasted, alert.message)
+            log.info("resolved after %s: %s", lasted, _placed(alert))
         else:
             level = logging.CRITICAL if alert.level is AlertLevel.CRITICAL else logging.WARNING
-            because = f" ({alert.cause})" if alert.cause else ""
-            log.log(level, "%s %s: %s%s", alert.resource, alert.level.label, alert.message, because)
+            log.log(level, "%s%s", _placed(alert), f" ({alert.cause})" if alert.cause else "")
 
     # -- reading ---------------------------------------------------------------------------------------
 
@@ -659,6 +658,11 @@ def _identity(key: Key, since: float) -> str:
 
 
 # -- words ---------------------------------------------------------------------------------------------
+
+
+def _placed(alert: Alert) -> str:
+    """The message, with the resource where the application's own words leave it out."""
+    return alert.message if alert.resource in alert.message else f"{alert.resource}: {alert.message}"
 
 
 def _level_shown(state: ThresholdState) -> AlertLevel:

@@ -19,6 +19,17 @@ from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from uno.core.monitoring.thresholds import AlertLevel
 
+__all__ = [
+    "Check",
+    "Health",
+    "HealthAdapter",
+    "HealthBook",
+    "HealthRegistry",
+    "HealthReport",
+    "HealthStatus",
+    "ResourceHealthAdapter",
+]
+
 MEDIA_TYPE: Final = "application/health+json"
 MAX_HISTORY: Final = 50
 STALE_AFTER: Final = 3  # intervals without an answer until a result is no longer believed

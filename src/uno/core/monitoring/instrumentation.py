@@ -11,13 +11,12 @@ import logging
 import os
 import re
 import sys
-import sysconfig
 import weakref
 from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import lru_cache
-from threading import current_thread
+from threading import current_thread, local
 from time import monotonic, perf_counter
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
@@ -32,19 +31,21 @@ SLOW_SECONDS = 0.5
 OWN = "uno monitor"
 
 _CORE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-_LIBRARIES = [
-    path
-    for name, path in sysconfig.get_paths().items()
-    if name in ("stdlib", "platstdlib", "purelib", "platlib")
-]
-_FOREIGN = tuple({place + os.sep for path in _LIBRARIES for place in (path, os.path.realpath(path))})
+
+@lru_cache(1)
+def _foreign() -> tuple[str, ...]:
+    import sysconfig  # not at import: it loads the build's configuration
+
+    paths = sysconfig.get_paths()
+    places = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib") if name in paths]
+    return tuple({place + os.sep for path in places for place in (path, os.path.realpath(path))})
 
 
 def is_first_party(filename: str) -> bool:
     """Whether a file belongs to the application: not to Python, to an installed library, or to uno itself."""
     if filename.startswith("<") or f"{os.sep}site-packages{os.sep}" in filename or filename.startswith(_CORE):
         return False
-    return not filename.startswith(_FOREIGN)
+    return not filename.startswith(_foreign())
 
 
 class _Party(dict[str, bool]):
@@ -167,16 +168,28 @@ def caller() -> str:
     if current is not None:
         return current.name
     asyncio = sys.modules.get("asyncio")
-    if asyncio is not None and asyncio._get_running_loop() is not None:
-        task = asyncio.current_task()
-        if task is not None:
-            return f"task {getattr(task.get_coro(), '__qualname__', 'task')}"
-    return _thread_caller(current_thread().name)
+    if asyncio is not None:
+        loop = asyncio._get_running_loop()
+        if loop is not None:
+            task = asyncio.current_task(loop)
+            if task is not None:
+                return _task_caller(getattr(task.get_coro(), "__qualname__", "task"))
+    return _thread.caller
 
 
 @lru_cache(1_024)
-def _thread_caller(name: str) -> str:
-    return f"thread {name.rstrip('0123456789').rstrip('-_')}"
+def _task_caller(name: str) -> str:
+    return f"task {name}"
+
+
+class _Thread(local):
+    """What this thread is called as a caller: its name when it first calls, without its number."""
+
+    def __init__(self) -> None:
+        self.caller = f"thread {current_thread().name.rstrip('0123456789').rstrip('-_')}"
+
+
+_thread = _Thread()
 
 
 class Hold(NamedTuple):
@@ -216,8 +229,8 @@ class Stat:
         #: calls and errors by caller: the edges of the dependency map
         self.callers: dict[str, tuple[CounterCell, CounterCell]] = {}
         self.slow_sites: dict[Site | None, int] = {}
-        #: when each operation that runs now was started (perf_counter)
-        self.running: set[float] = set()
+        #: when each operation that runs now was started (perf_counter), by whatever key the hook uses
+        self.running: dict[float, float] = {}
         self.last_ok = 0.0
         self.last_error = 0.0
         self.last_error_kind = ""
@@ -274,7 +287,9 @@ class Stat:
     def hold(self, key: int, site: Site | None, name: str | None = None) -> None:
         """A slot was taken; ``key`` is the id() of what was handed out."""
         if len(self.holds) < MAX_HOLDS:
-            self.holds[key] = Hold(site, caller() if name is None else name, monotonic())
+            # tuple.__new__ is half the cost of Hold(...)
+            held = (site, caller() if name is None else name, monotonic())
+            self.holds[key] = tuple.__new__(Hold, held)
 
     def release(self, key: int) -> float | None:
         """A slot was returned. Returns for how many seconds it was held, None when it is not known."""
@@ -287,7 +302,7 @@ class Stat:
 
     def longest_running(self) -> float:
         """Seconds for which the oldest of the operations that run now has been running; 0 when none does."""
-        since = min(list(self.running), default=None)
+        since = min(list(self.running.values()), default=None)
         return 0.0 if since is None else perf_counter() - since
 
     def oldest(self) -> float:
