@@ -13,9 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from uno.core.monitoring.graph.dot import draw_dot
 from uno.core.monitoring.graph.model import COLOURS, KINDS, Edge, EdgeKind, Level, Node, NodeKind, utf8
-from uno.core.monitoring.graph.svg import draw_svg
 
 __all__ = ["DependencyGraph", "Edge", "EdgeKind", "Level", "Node", "NodeKind"]
 
@@ -91,6 +89,8 @@ class DependencyGraph:
 
     def to_dot(self) -> str:
         """The graph in Graphviz' language, valid whatever the names contain."""
+        from uno.core.monitoring.graph.dot import draw_dot  # drawing is loaded when something is drawn
+
         return draw_dot(self.nodes, self.edges)
 
     def to_svg(self, *, links: bool = True) -> str:
@@ -101,6 +101,8 @@ class DependencyGraph:
         `#/resource/<id>` and the picture is a group; without, it is one image (assistive technology does not
         look inside an image).
         """
+        from uno.core.monitoring.graph.svg import draw_svg
+
         return draw_svg(self.nodes, self.edges, links=links)
 
     def _repr_svg_(self) -> str:
