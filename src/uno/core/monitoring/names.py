@@ -220,6 +220,8 @@ def wire_name(spec: Spec) -> str:
     counters, ``_total`` appended); names without a dot are the application's own and stay verbatim.
     """
     name = _UNWIRED.sub("_", spec.name)
+    if not name or name[0].isdigit():
+        name = "_" + name
     if "." in spec.name:
         suffix = _SUFFIX.get(spec.unit)
         if suffix and not (suffix == "ratio" and spec.kind != "gauge") and not name.endswith("_" + suffix):

@@ -21,6 +21,7 @@ from uno.core.resources.workers import OverloadedError, Workers
 
 if TYPE_CHECKING:
     import asyncio
+    from concurrent.futures import Future
 
 log = logging.getLogger("uno.sampler")
 
@@ -28,6 +29,8 @@ Mode = Literal["inline", "worker", "loop"]
 PULSE = 0.1
 STUCK = 5.0
 RETRY = 2.0
+#: So many calls run on workers at once; those that take longer than YOUNG seconds do not count.
+ABREAST, YOUNG = 8, 0.01
 
 
 class Job:
@@ -88,6 +91,8 @@ class Sampler:
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._background: dict[Job, float] = {}
+        self._pending: deque[Job] = deque()  # for workers, in their turn
+        self._on_workers: dict[Job, float] = {}  # since when
         self._results: deque[tuple[Job, int, Any, BaseException | None]] = deque()
         self._thread: threading.Thread | None = None
         #: set after the first tick, in which modules are imported: a fork must not find them half loaded
@@ -184,14 +189,16 @@ class Sampler:
             job.in_flight = True
             (self._background if job.background else open_jobs)[job] = now + job.timeout
             if job.mode == "worker":
-                self._submit(job)
+                self._pending.append(job)
             else:
                 by_loop.setdefault(self._loop_of(job), []).append(job)
         for loop, group in by_loop.items():
             self._launch(loop, group)
         pulse_at = now + PULSE
+        self._submit_pending()
         while open_jobs:
             self._take_results(open_jobs)
+            self._submit_pending()
             if not open_jobs or self._stop.is_set():
                 break
             now = time.monotonic()
@@ -200,7 +207,8 @@ class Sampler:
                 self._pulse()
                 pulse_at = now + PULSE
             if open_jobs:
-                self._wake.wait(min(PULSE, max(0.0, min(open_jobs.values()) - now)))
+                longest = YOUNG if self._pending else PULSE
+                self._wake.wait(min(longest, max(0.0, min(open_jobs.values()) - now)))
                 self._wake.clear()
         self._own.check()
 
@@ -224,12 +232,26 @@ class Sampler:
         else:
             self._finish(job, result, None)
 
+    def _submit_pending(self) -> None:
+        """Hand calls to workers, few at a time: most take no time, and threads are not for nothing."""
+        while self._pending and self._workers.room:
+            now = time.monotonic()
+            if sum(now - since < YOUNG for since in self._on_workers.values()) >= ABREAST:
+                return
+            job = self._pending.popleft()
+            self._on_workers[job] = now
+            if job in self._background:
+                self._background[job] = now + job.timeout
+            self._submit(job)
+
     def _submit(self, job: Job) -> None:
         token = job.token
-        future = self._workers.submit(job.run)
-        future.add_done_callback(
-            lambda f: self._answer(job, token, None if f.exception() else f.result(), f.exception())
-        )
+
+        def tell(future: Future[Any]) -> None:
+            error = future.exception()
+            self._answer(job, token, None if error else future.result(), error)
+
+        self._workers.submit(job.run).add_done_callback(tell)
 
     def _launch(self, loop: asyncio.AbstractEventLoop, group: list[Job], begun: Any = None) -> None:
         """One hop for all jobs of a loop. ``begun`` is what a single job's call has given already."""
@@ -274,6 +296,7 @@ class Sampler:
     def _take_results(self, open_jobs: dict[Job, float]) -> None:
         while self._results:
             job, token, result, error = self._results.popleft()
+            self._on_workers.pop(job, None)
             if job.mode == "worker" and inspect.isawaitable(result):
                 # A plain function that gives a coroutine: that belongs on the loop, now and from now on.
                 job.mode = "loop"
@@ -290,6 +313,11 @@ class Sampler:
 
     def _abandon(self, job: Job) -> None:
         job.token += 1  # what it may still answer is too late
+        if job in self._pending:  # it never came to its turn
+            self._pending.remove(job)
+            job.in_flight = False
+            self._finish(job, None, OverloadedError())
+            return
         task, loop = job.task, job.loop() if job.loop is not None else None
         blocked = job.mode == "loop" and task is None
         if task is not None:

@@ -35,6 +35,11 @@ class Workers:
         self._threads = 0
         self._free = 0
 
+    @property
+    def room(self) -> bool:
+        """Whether a call that is submitted now begins at once."""
+        return self._free > 0 or self._threads < self._max
+
     def submit(self, function: Callable[[], Any]) -> Future[Any]:
         """Run ``function()`` on a worker, in the caller's context. OverloadedError through the future when all hang."""
         future: Future[Any] = Future()

@@ -22,12 +22,13 @@ log = logging.getLogger("uno.exporters.prometheus")
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 GZIP_FROM = 1_024
+_STATE = ("uno_resource_info", "uno_resource_health", "uno_alert")
 
 
 class _Family:
     """All series of one name: the text before each number is made once."""
 
-    __slots__ = ("columns", "head", "histograms", "kind", "prefixes")
+    __slots__ = ("columns", "head", "histograms", "kind", "prefixes", "seen")
 
     def __init__(self, name: str, kind: Kind, help: str) -> None:
         self.kind = kind
@@ -36,12 +37,18 @@ class _Family:
         self.prefixes: list[str] = []
         self.histograms: list[tuple[Series, list[str], str, str]] = []
 
-    def add(self, name: str, series: Series) -> None:
-        pairs = [
-            ("resource", series.resource),
-            *zip(map(wire_label, series.metric.labels), series.labels, strict=True),
-        ]
-        labels = ",".join(f'{key}="{_escape_label(value)}"' for key, value in pairs)
+        self.seen: set[str] = set()
+
+    def add(self, name: str, series: Series) -> bool:
+        """False when there is such a line already."""
+        pairs = {"resource": series.resource}
+        for label, value in zip(map(wire_label, series.metric.labels), series.labels, strict=True):
+            # "a.b" and "a_b" are one name here; OpenTelemetry's specification joins their values so.
+            pairs[label] = f"{pairs[label]};{value}" if label in pairs else value
+        labels = ",".join(f'{key}="{_escape_label(value)}"' for key, value in pairs.items())
+        if labels in self.seen:
+            return False
+        self.seen.add(labels)
         cell = series.cell
         if series.metric.kind == "histogram" and isinstance(cell, HistogramCell):
             bounds = [*map(_number, cell.bounds), "+Inf"]
@@ -52,9 +59,10 @@ class _Family:
         else:
             self.columns.append(series.column)
             self.prefixes.append(f"{name}{{{labels}}} ")
+        return True
 
-    def render(self, frame: Frame, out: list[str]) -> None:
-        values, width = frame.values, len(frame.values)
+    def render(self, frame: Frame, values: list[float], out: list[str]) -> None:
+        width = len(values)
         lines = [
             f"{prefix}{value!r}\n" if -inf < value < inf else f"{prefix}{_number(value)}\n"
             for prefix, column in zip(self.prefixes, self.columns, strict=True)
@@ -89,12 +97,13 @@ class PrometheusExporter:
         frame = store.frame
         out: list[str] = []
         if frame is not None:
-            version = store.version
-            if version != self._version:
+            if frame.version > self._version:
+                version = store.version
                 self._families = self._build()
                 self._version = version
+            values: list[float] = frame.row.tolist()  # plain floats, whatever was recorded
             for family in self._families:
-                family.render(frame, out)
+                family.render(frame, values, out)
         self._state(out)
         return "".join(out).encode("utf-8", "replace")
 
@@ -102,7 +111,7 @@ class PrometheusExporter:
         """Body and headers of the answer to a scrape."""
         body = self.render()
         headers = {"content-type": CONTENT_TYPE, "cache-control": "no-store", "vary": "accept-encoding"}
-        if len(body) >= GZIP_FROM and "gzip" in accept_encoding.lower():
+        if len(body) >= GZIP_FROM and _accepts_gzip(accept_encoding):
             # Level 1: a third of the default level's time for nearly its size.
             body = gzip.compress(body, 1, mtime=0)
             headers["content-encoding"] = "gzip"
@@ -110,33 +119,44 @@ class PrometheusExporter:
 
     def _build(self) -> list[_Family]:
         families: dict[str, _Family] = {}
+        taken = set(_STATE)  # the names of lines, which histograms have several of
         for series in sorted(self.resource_monitor.store.all(), key=lambda s: s.wire):
-            name = wire_label(series.wire)
+            name, kind = wire_label(series.wire), series.metric.kind
             family = families.get(name)
             if family is None:
-                family = families[name] = _Family(name, series.metric.kind, series.metric.description)
-            if family.kind != series.metric.kind:
-                if name not in self._clashes:
-                    self._clashes.add(name)
-                    log.warning(
-                        "%s is a %s of one resource and a %s of %s; the latter is left out",
-                        name, family.kind, series.metric.kind, series.resource,
-                    )  # fmt: skip
-                continue
-            family.add(name, series)
+                lines = (
+                    {f"{name}_{part}" for part in ("bucket", "sum", "count")}
+                    if kind == "histogram"
+                    else {name}
+                )
+                if lines & taken:
+                    self._leave_out(name, series, "its lines have the names of another metric")
+                    continue
+                taken |= lines
+                family = families[name] = _Family(name, kind, series.metric.description)
+            if family.kind != kind:
+                self._leave_out(name, series, f"it is a {kind} there and a {family.kind} of another resource")
+            elif not family.add(name, series):
+                self._leave_out(name, series, "another metric of the resource has the same name here")
         return list(families.values())
+
+    def _leave_out(self, name: str, series: Series, why: str) -> None:
+        if name not in self._clashes and len(self._clashes) < 100:
+            self._clashes.add(name)
+            log.warning("%s of %s is left out: %s", name, series.resource, why)
 
     def _state(self, out: list[str]) -> None:
         """Resources, their health, and alerts: few lines, made anew."""
         monitor = self.resource_monitor
         info, health = [], []
+        now = monitor.clock.now()
         for r in monitor.manager:
             info.append(
                 _line(
                     "uno_resource_info", 1, resource=r.id, type=r.type, name=r.name, endpoint=r.endpoint or ""
                 )
             )
-            status = monitor.health_of(r.id).status.value if r in monitor.manager else "unknown"
+            status = monitor.health.health(r.id, now).status.value
             health.append(_line("uno_resource_health", 1, resource=r.id, status=status))
         alerts = [
             _line(
@@ -153,12 +173,20 @@ class PrometheusExporter:
         ):
             if lines:
                 out.append(f"# HELP {name} {help}\n# TYPE {name} gauge\n")
-                out.extend(lines)
+                out.extend(dict.fromkeys(lines))
 
 
 def _line(name: str, value: float, /, **labels: str) -> str:
     pairs = ",".join(f'{key}="{_escape_label(text)}"' for key, text in labels.items())
     return f"{name}{{{pairs}}} {value}\n"
+
+
+def _accepts_gzip(accept_encoding: str) -> bool:
+    for offer in accept_encoding.lower().split(","):
+        coding, _, quality = offer.replace(" ", "").partition(";q=")
+        if coding == "gzip":
+            return quality.strip("0.") != "" or not quality
+    return False
 
 
 def _number(value: float) -> str:
