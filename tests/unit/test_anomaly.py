@@ -93,9 +93,16 @@ def test_series_come_and_go_and_keep_what_they_learnt():
     detector.watch("c")
     detector.watch("b", sensitivity=0.9)
     assert detector.watched() == ("b", "c")
+    detector.unwatch("c")
+    detector.watch("c")
     detector.step(START + 3000, [100, 1])
     assert detector.state("b")["samples"] == 51
     assert detector.state("c")["samples"] == 1
+    detector.unwatch("c")  # forgotten, even when it comes back at once
+    detector.watch("c")
+    assert detector.state("c")["samples"] == 0
+    assert detector.watched() == ("b", "c")
+    assert detector.state("c")["samples"] == 0
     with pytest.raises(KeyError, match="'a' is not watched"):
         detector.state("a")
     with pytest.raises(ValueError, match="2 series are watched, but 3 values"):

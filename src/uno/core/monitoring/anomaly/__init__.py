@@ -106,7 +106,9 @@ class AnomalyDetector:
         self._columns: _Columns | None = None
         self._keys: tuple[str, ...] = ()  # of the columns
         self._settled = True  # the columns are those that are watched
+        self._gone: set[str] = set()  # columns to be left out when settling, even if watched again
         self._open: dict[str, Anomaly] = {}
+        self._closing: list[Anomaly] = []  # of series no longer watched, to be told with the next step
 
     def watch(
         self,
@@ -137,7 +139,10 @@ class AnomalyDetector:
         """Forget a series. One that is not watched is no error: it may have gone by itself."""
         with self._lock:
             if self._watches.pop(key, None):
+                self._gone.add(key)
                 self._settled = False
+            if key in self._open:
+                self._closing.append(self._open.pop(key))
 
     def watched(self) -> tuple[str, ...]:
         """The keys, in the order in which `step` expects values; a new tuple after each change."""
@@ -181,7 +186,7 @@ class AnomalyDetector:
                 "active": key in self._open,
             }
             columns = self._columns
-            if columns is None or key not in self._keys:
+            if columns is None or key not in self._keys or key in self._gone:
                 return out
             at, v = self._keys.index(key), columns.engine.v
             if v.n[at]:
@@ -225,7 +230,8 @@ class AnomalyDetector:
             return
         if self._columns is None:
             self._columns = _Columns()
-        place = {key: at for at, key in enumerate(self._keys)}
+        place = {key: at for at, key in enumerate(self._keys) if key not in self._gone}
+        self._gone.clear()
         self._keys = tuple(sorted(self._watches, key=lambda key: place.get(key, len(place))))
         keep = [place[key] for key in self._keys if key in place]
         self._columns.resize(keep, [self._watches[key] for key in self._keys])
@@ -238,7 +244,8 @@ class AnomalyDetector:
         import numpy as np
 
         self._settle()
-        news = [self._end(key, now) for key in self._open.keys() - self._watches.keys()]
+        news = [one._replace(ended=now) for one in self._closing]
+        self._closing.clear()
         row = np.asarray(values, float)
         if keys is not None and keys is not self._keys:
             given = dict(zip(keys, row.tolist(), strict=True))
@@ -258,14 +265,11 @@ class AnomalyDetector:
             at = place[key]
             silent = now - engine.v.last[at] > CALM * engine.v.every[at]
             if rule.calm[at] >= CALM or silent:
-                news.append(self._end(key, now))
+                news.append(self._open.pop(key)._replace(ended=now))
             elif score[at] > 1.1 * one.score and not fired[at]:
                 news.append(self._tell(at, now))
         news += [self._tell(int(at), now) for at in np.flatnonzero(fired)]
         return news, fired
-
-    def _end(self, key: str, now: float) -> Anomaly:
-        return self._open.pop(key)._replace(ended=now)
 
     def _tell(self, at: int, now: float) -> Anomaly:
         assert self._columns is not None
