@@ -67,7 +67,11 @@ def call_site(depth: int = 2) -> Site | None:
     The line is looked up when it is shown, not here. Frames of a parent greenlet are followed, since SQLAlchemy's
     asyncio runs its core in one.
     """
-    frame: FrameType | None = sys._getframe(depth)
+    frame: FrameType | None
+    try:
+        frame = sys._getframe(depth)
+    except ValueError:  # the stack is not that deep
+        frame = sys._getframe(1)
     party = _PARTY
     while frame is not None:
         if party[frame.f_code.co_filename]:
@@ -208,8 +212,8 @@ class Stat:
 
     __slots__ = (
         "__weakref__", "active", "callers", "connects", "duration", "errors", "extra", "holds", "last_error",
-        "last_error_kind", "last_ok", "outcomes", "process", "running", "slow", "slow_sites", "timeouts", "total",
-        "use", "wait", "waiters",
+        "last_error_kind", "last_ok", "outcomes", "process", "running", "sited", "slow", "slow_sites", "timeouts",
+        "total", "use", "wait", "waiters",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -231,6 +235,8 @@ class Stat:
         self.slow_sites: dict[Site | None, int] = {}
         #: when each operation that runs now was started (perf_counter), by whatever key the hook uses
         self.running: dict[float, float] = {}
+        #: when a hook last looked up the place of a call, for those that do it at most a thousand times a second
+        self.sited = 0.0
         self.last_ok = 0.0
         self.last_error = 0.0
         self.last_error_kind = ""
@@ -263,9 +269,11 @@ class Stat:
         slow: float = SLOW_SECONDS,
     ) -> None:
         """One operation ended after ``seconds``, on behalf of ``name``; beyond ``slow`` its place is noted."""
-        self.duration.observe(seconds)
+        self.duration.add(seconds)
         self.total.value += 1
-        calls, errors = self.called(caller() if name is None else name)
+        if name is None:
+            name = caller()
+        calls, errors = self.callers.get(name) or self.called(name)
         calls.value += 1
         if error is None:
             self.last_ok = monotonic()
@@ -297,7 +305,7 @@ class Stat:
         if hold is None:
             return None
         held = monotonic() - hold.since
-        self.use.observe(held)
+        self.use.add(held)
         return held
 
     def longest_running(self) -> float:

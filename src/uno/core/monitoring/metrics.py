@@ -224,6 +224,12 @@ class HistogramCell:
         if len(self._buffer) >= _BUFFER:  # nobody ticks: stay bounded
             self.fold()
 
+    def add(self, value: float) -> None:
+        """Count ``value``, a finite float for certain: observe() without its checks, for hooks."""
+        self._append(value)
+        if len(self._buffer) >= _BUFFER:
+            self.fold()
+
     def time(self) -> _Timer:
         """Observe how many seconds a ``with`` block takes."""
         return _Timer(self)

@@ -1,6 +1,7 @@
 """How are asyncpg's pools watched?
 
-A Pool takes neither attributes nor weak references: its queue takes both, and carries an _Anchor. Queries are timed on connections that belong to a pool; the reset that the pool itself does between two users is not counted.
+A Pool takes neither attributes nor weak references: its queue takes both, and carries an _Anchor. Queries are
+timed on connections that belong to a pool; the reset that the pool does between two users is not counted.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from uno.core.monitoring.resource_types._pooled import (
     returned,
 )
 from uno.core.monitoring.thresholds import Threshold
-from uno.core.resources import Identity
+from uno.core.resources import Identity, Resource
 
 SLOW_SECONDS = 0.1
 _UNLIMITED = 2**31 - 1  # the default of older versions
@@ -87,6 +87,13 @@ class _Clients(PooledMonitor):
 
     def pool_use(self, target: Any) -> PoolUse:
         return _use(_pool(target))
+
+    def collect_metrics(self, resource: Resource) -> None:
+        pool = _pool(resource.target)
+        stat = stat_of(pool)
+        if stat.holds and not _use(pool).used:  # the pool was reset, as after a fork
+            stat.holds.clear()
+        super().collect_metrics(resource)
 
     def attach(self, target: Any) -> None:
         _owner(target)

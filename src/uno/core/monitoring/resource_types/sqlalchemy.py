@@ -9,63 +9,47 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator
+from math import inf
 from time import monotonic, perf_counter
 from typing import Any
 
 from uno.core.monitoring.instrumentation import (
     ATTRIBUTE,
+    MAX_HOLDS,
+    OWN,
     Hold,
     Stat,
     announce,
     call_site,
     caller,
-    describe_error,
-    describe_holds,
-    describe_slow,
     failures,
     install,
+    scope,
     stat_of,
 )
-from uno.core.monitoring.names import pick
+from uno.core.monitoring.resource_types._pooled import SITE_SECONDS, PooledMonitor, PoolUse
 from uno.core.monitoring.thresholds import Threshold
-from uno.core.monitoring.type_monitor import ResourceTypeMonitor
-from uno.core.resources import Identity, Resource
+from uno.core.resources import Identity
 
-RECENT = 10.0
+SLOW_SECONDS = 0.5
+_WATCH = "_uno_watch"
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306, "oracle": 1521, "mssql": 1433}
+_new = tuple.__new__  # _new(Hold, ...) is half the cost of Hold(...)
 _SYSTEMS = {"mssql": "microsoft.sql_server", "oracle": "oracle.db"}
 
 
-class SqlalchemyEngine(ResourceTypeMonitor):
+class SqlalchemyEngine(PooledMonitor):
     """Pool and queries of an Engine."""
 
     resource_type = "database"
     targets = ("sqlalchemy.engine.base.Engine",)
-    ignored = ("sqlalchemy.engine.base.OptionEngine",)  # shares pool and dialect with the engine it is made from
+    ignored = (
+        "sqlalchemy.engine.base.OptionEngine",
+    )  # shares pool and dialect with the engine it is made from
     library = "sqlalchemy"
     tested = ">=1.4,<2.2"
-    blocking = False
-    metrics = pick(
-        "uno.resource.utilization",
-        "db.client.connection.count",
-        "db.client.connection.max",
-        "db.client.connection.pending_requests",
-        "db.client.connection.timeouts",
-        "db.client.connection.wait_time",
-        "db.client.connection.use_time",
-        "db.client.connection.create_time",
-        "uno.db.client.connection.oldest_use",
-        "db.client.operation.duration",
-        "uno.db.client.slow_operations",
-        "uno.resource.errors",
-    )
-    headline = (
-        "uno.resource.utilization",
-        "db.client.connection.pending_requests",
-        "db.client.operation.duration",
-        "uno.resource.errors",
-    )
     thresholds = (
         ("uno.resource.utilization", Threshold(0.8, 0.95, "The connection pool is nearly used up", for_=1)),
         ("db.client.connection.pending_requests", Threshold(0, 10, "Requests wait for a connection", for_=1)),
@@ -75,8 +59,6 @@ class SqlalchemyEngine(ResourceTypeMonitor):
          Threshold(10, 60, "A connection is held far longer than usual: a leak?")),
         ("db.client.operation.duration", Threshold(1, 5, "Queries are slow", keep_firing_for=3)),
     )  # fmt: skip
-
-    # -- what it is ------------------------------------------------------------------------------------
 
     def engine(self, target: Any) -> Any:
         """The sync engine, which holds pool and dialect."""
@@ -101,90 +83,48 @@ class SqlalchemyEngine(ResourceTypeMonitor):
     def stat(self, target: Any) -> Stat | None:
         return super().stat(self.engine(target))
 
-    def attach(self, target: Any) -> None:
-        _attach(self.engine(target))
+    def stat_for(self, target: Any) -> Stat:
+        return _attach(self.engine(target))
 
-    # -- hooks -----------------------------------------------------------------------------------------
+    def pool_use(self, target: Any) -> PoolUse:
+        return _use(self.engine(target).pool)
 
     def install(self) -> list[Callable[[], None]]:
         from importlib import import_module
 
-        undos: list[Callable[[], None]] = []
         pools = import_module("sqlalchemy.pool")  # loaded with sqlalchemy
         base = import_module("sqlalchemy.engine.base")
         default = import_module("sqlalchemy.engine.default")
+        record = import_module("sqlalchemy.pool.base")._ConnectionRecord
+        hooks: list[tuple[type, str, Any]] = [
+            (record, "_ConnectionRecord__connect", _connect),
+            (base.Engine, "__init__", _init),
+            (base.Engine, "dispose", _dispose),
+        ]
         for cls in _family(pools.Pool):
-            for name, wrap in (("_do_get", _do_get), ("_do_return_conn", _do_return_conn)):
-                if inspect.isfunction(cls.__dict__.get(name)) and cls is not pools.Pool:
-                    undos.append(install(cls, name, wrap))
-        undos.append(install(pools.Pool, "_create_connection", _create))
-        undos.append(install(base.Engine, "__init__", _init))
-        undos.append(install(base.Engine, "dispose", _dispose))
+            hooks += [(cls, "_do_get", _do_get), (cls, "_do_return_conn", _do_return_conn)]
         for cls in _family(default.DefaultDialect):
-            for name in ("do_execute", "do_executemany", "do_execute_no_params"):
-                if inspect.isfunction(cls.__dict__.get(name)):
-                    undos.append(install(cls, name, _execute))
-        return undos
+            hooks += [
+                (cls, name, _execute) for name in ("do_execute", "do_executemany", "do_execute_no_params")
+            ]
+        return [
+            install(cls, name, wrap)
+            for cls, name, wrap in hooks
+            if cls is not pools.Pool and inspect.isfunction(cls.__dict__.get(name))
+        ]
 
-    # -- numbers ---------------------------------------------------------------------------------------
-
-    def collect_metrics(self, resource: Resource) -> None:
-        engine = self.engine(resource.target)
-        stat = _attach(engine)
-        used, idle, limit = _use(engine.pool)
-        if used is None:
-            used = float(len(stat.holds))
-        update = self.update_metric
-        update("uno.resource.utilization", None if limit is None else used / limit)
-        update("db.client.connection.count", used, {"db.client.connection.state": "used"})
-        update("db.client.connection.count", idle, {"db.client.connection.state": "idle"})
-        update("db.client.connection.max", limit)
-        update("db.client.connection.pending_requests", len(stat.waiters))
-        update("db.client.connection.timeouts", stat.timeouts)
-        update("db.client.connection.wait_time", stat.wait)
-        update("db.client.connection.use_time", stat.use)
-        update("db.client.connection.create_time", stat.connects)
-        update("uno.db.client.connection.oldest_use", stat.oldest())
-        update("db.client.operation.duration", stat.duration)
-        update("uno.db.client.slow_operations", stat.slow)
-        update("uno.resource.errors", stat.errors)
-
-    def capacity(self, target: Any) -> tuple[float, float | None] | None:
-        engine = self.engine(target)
-        used, _, limit = _use(engine.pool)
-        return (float(len(_attach(engine).holds)) if used is None else used, limit)
-
-    def statistics(self, target: Any) -> Mapping[str, float | None]:
-        stat = _attach(self.engine(target))
-        in_use, limit = self.capacity(target) or (None, None)
-        return {
-            "total_queries": stat.total.value,
-            "slow_queries": stat.slow.value,
-            "errors": stat.errors.value,
-            "connections_in_use": in_use,
-            "connections_max": limit,
-            "connections_waiting": len(stat.waiters),
-            "connection_timeouts": stat.timeouts.value,
-        }
-
-    def explain(self, target: Any, metric: str) -> str:
-        stat = _attach(self.engine(target))
-        _, limit = self.capacity(target) or (0, None)
-        holders = describe_holds(stat, "connection", limit)
-        if metric == "db.client.operation.duration" or "slow" in metric:
-            return describe_slow(stat) or describe_error(stat)
-        if metric == "uno.resource.errors":
-            return describe_error(stat)
-        return holders
+    def has_free_slot(self, target: Any) -> bool:
+        # A pool without a size shares one connection, or has one for each thread: not ours to use.
+        pool = self.engine(target).pool
+        return hasattr(pool, "_max_overflow") or type(pool).__name__ == "NullPool"
 
     def ping(self, target: Any) -> bool | None:
         """Passive first; then the driver's own ping on a free connection of the pool. None when it is used up."""
-        engine = self.engine(target)
-        stat = _attach(engine)
-        if stat.last_ok and monotonic() - stat.last_ok < RECENT:
+        if self.seems_up(target):
             return True
-        if not _may_ping(engine, stat):
+        if not (self.has_free_slot(target) and super().has_free_slot(target)):
             return None
+        engine = self.engine(target)
         connection = engine.raw_connection()
         try:
             dbapi = getattr(connection, "dbapi_connection", None) or connection.connection
@@ -207,55 +147,75 @@ class SqlalchemyAsyncEngine(SqlalchemyEngine):
     def install(self) -> list[Callable[[], None]]:
         return []  # the sync engine's hooks see everything
 
+    def bound_loop(self, target: Any) -> Any:
+        stat = self.stat(target)
+        known = stat.extra.get("loop") if stat is not None else None
+        loop = known() if known is not None else None
+        return None if loop is None or loop.is_closed() else loop
+
     async def ping(self, target: Any) -> bool | None:  # type: ignore[override]
-        """As for an engine; on the loop that owns it, and by a query, which async drivers need."""
-        engine = target.sync_engine
-        stat = _attach(engine)
-        if stat.last_ok and monotonic() - stat.last_ok < RECENT:
+        """As for an engine, and only on the loop that the connections belong to; None on any other."""
+        import asyncio
+
+        if self.seems_up(target):
             return True
-        if not _may_ping(engine, stat):
+        if self.bound_loop(target) is not asyncio.get_running_loop():
             return None
+        if not (self.has_free_slot(target) and PooledMonitor.has_free_slot(self, target)):
+            return None
+        dialect = target.sync_engine.dialect
         async with target.connect() as connection:
-            await connection.run_sync(lambda c: engine.dialect.do_ping(c.connection.dbapi_connection))
+            await connection.run_sync(lambda c: dialect.do_ping(c.connection.dbapi_connection))
         return True
 
 
 def _family(cls: type) -> Iterator[type]:
     yield cls
-    for sub in cls.__subclasses__():
+    subclasses: list[type] = cls.__subclasses__()
+    for sub in subclasses:
         yield from _family(sub)
+
+
+class _Watch:
+    """What hangs on a pool: its engine's Stat, and what the hooks need of it at hand."""
+
+    __slots__ = ("holds", "limit", "made", "stat", "wait")
+
+    def __init__(self, stat: Stat, limit: float | None) -> None:
+        self.stat, self.holds, self.wait = stat, stat.holds, stat.wait
+        self.limit = inf if limit is None else limit
+        #: when making a connection began, by the id of its record
+        self.made: dict[int, float] = {}
 
 
 def _attach(engine: Any) -> Stat:
     """The engine's Stat, made known to its pool and dialect."""
-    stat = stat_of(engine)
-    pool, dialect = engine.pool, engine.dialect
-    if pool.__dict__.get(ATTRIBUTE) is not stat:
-        pool.__dict__[ATTRIBUTE] = stat
-        stat.extra["limit"] = _use(pool)[2]
-    dialect.__dict__.setdefault(ATTRIBUTE, stat)
+    engine = getattr(engine, "_proxied", engine)  # an engine with options stands for the one beneath
+    stat, pool = stat_of(engine), engine.pool
+    if _WATCH not in pool.__dict__:
+        pool.__dict__[_WATCH] = _Watch(stat, _use(pool).limit)
+    engine.dialect.__dict__.setdefault(ATTRIBUTE, stat)
     return stat
 
 
-def _use(pool: Any) -> tuple[float | None, float | None, float | None]:
-    """(in use, idle, limit) without taking a lock; None where the pool has no such notion."""
-    queue = getattr(pool, "_pool", None)
+def _use(pool: Any) -> PoolUse:
+    """Read without taking a lock."""
+    queue: Any = getattr(pool, "_pool", None)
     size = getattr(queue, "maxsize", None)
     if size is None or not hasattr(pool, "_max_overflow"):
-        return None, None, None
-    inner = getattr(queue, "queue", None)  # QueuePool's own queue
-    if inner is None:
-        inner = getattr(getattr(queue, "_queue", None), "_queue", ())  # asyncio's, inside the adapted one
+        return PoolUse(None, None, None, 0)
+    inner: Any = getattr(queue, "queue", None)  # QueuePool's own queue
+    if inner is not None:
+        waiting = len(queue.not_empty._waiters)
+    else:
+        inner = queue._queue._queue  # asyncio's, inside the adapted one
+        waiting = sum(not waiter.done() for waiter in list(queue._queue._getters))
     idle, overflow = len(inner), pool._max_overflow
     limit = float(size + overflow) if size > 0 and overflow > -1 else None
-    return float(max(0, size - idle + pool._overflow)) if size > 0 else None, float(idle), limit
+    return PoolUse(float(max(0, size - idle + pool._overflow)), float(idle), limit, waiting)
 
 
-def _may_ping(engine: Any, stat: Stat) -> bool:
-    used, _, limit = _use(engine.pool)
-    if limit is None and type(engine.pool).__name__ != "NullPool":
-        return used is not None  # one connection shared by all: not ours to use
-    return used is None or limit is None or used < limit
+# -- hooks -----------------------------------------------------------------------------------------------
 
 
 def _init(original: Any) -> Any:
@@ -284,57 +244,117 @@ def _dispose(original: Any) -> Any:
 
 def _do_get(original: Any) -> Any:
     def _do_get(self: Any) -> Any:
-        stat: Stat | None = self.__dict__.get(ATTRIBUTE)
-        if stat is None:
+        watch: _Watch | None = self.__dict__.get(_WATCH)
+        if watch is None:
             return original(self)
-        limit = stat.extra.get("limit")
+        holds = watch.holds
+        waiter = None if len(holds) < watch.limit else _wait(watch.stat)
         start = monotonic()
-        waiter = None
-        if limit is not None and len(stat.holds) >= limit:
-            waiter = object()
-            stat.waiters[id(waiter)] = Hold(call_site(), caller(), start)
         try:
             record = original(self)
-        except Exception as error:
-            if type(error).__name__ == "TimeoutError":
-                if waiter is not None or limit is None:  # it calls itself in a race: count once
-                    stat.timeouts.value += 1
-            stat.failed(error)
+        except BaseException as error:
+            _refused(watch.stat, waiter, error)
             raise
-        finally:
+        try:
+            now = monotonic()
+            key = id(record)
+            waited = now - start
             if waiter is not None:
-                stat.waiters.pop(id(waiter), None)
-        key = id(record)
-        hold = stat.holds.get(key)
-        if hold is None or hold.since < start:
-            stat.wait.observe(monotonic() - start)
-            stat.hold(key, call_site())
+                watch.stat.waiters.pop(id(waiter), None)
+            if watch.made:
+                began = watch.made.pop(key, start)
+                if began > start:
+                    waited = began - start
+            current = scope.get()
+            if current is None:
+                name = caller()
+            else:
+                name = current._name or current.name
+                if name == OWN:
+                    return record
+            if key in holds and holds[key][2] >= start:
+                return record  # it called itself, in a race for the last connection: counted within
+            watch.wait.add(waited)
+            stat = watch.stat
+            site = None
+            if holds or now - stat.sited > SITE_SECONDS:
+                stat.sited = now
+                site = call_site(5)
+            if len(holds) < MAX_HOLDS:
+                holds[key] = _new(Hold, (site, name, now))
+        except Exception as error:  # noqa: BLE001
+            failures("Pool._do_get", error)
         return record
 
     return _do_get
 
 
+def _wait(stat: Stat) -> Hold | None:
+    try:
+        waiter = Hold(call_site(6), caller(), monotonic())
+        stat.waiters[id(waiter)] = waiter
+    except Exception as error:  # noqa: BLE001
+        failures("Pool._do_get", error)
+        return None
+    return waiter
+
+
+def _refused(stat: Stat, waiter: Hold | None, error: BaseException) -> None:
+    try:
+        if waiter is not None:
+            stat.waiters.pop(id(waiter), None)
+        if type(error).__name__ == "TimeoutError" and not error.__dict__.get(ATTRIBUTE):
+            error.__dict__[ATTRIBUTE] = True  # it passes here once for each time that the pool called itself
+            stat.timeouts.value += 1
+            stat.failed(error)
+    except Exception as failure:  # noqa: BLE001
+        failures("Pool._do_get", failure)
+
+
 def _do_return_conn(original: Any) -> Any:
     def _do_return_conn(self: Any, record: Any) -> Any:
-        stat: Stat | None = self.__dict__.get(ATTRIBUTE)
-        if stat is not None:
-            stat.release(id(record))
+        watch: _Watch | None = self.__dict__.get(_WATCH)
+        if watch is not None:
+            held = watch.holds.pop(id(record), None)
+            if held is not None:
+                watch.stat.use.add(monotonic() - held[2])
         return original(self, record)
 
     return _do_return_conn
 
 
-def _create(original: Any) -> Any:
-    def _create_connection(self: Any) -> Any:
-        stat: Stat | None = self.__dict__.get(ATTRIBUTE)
-        if stat is None:
-            return original(self)
-        start = perf_counter()
-        record = original(self)
-        stat.connects.observe(perf_counter() - start)
-        return record
+def _connect(original: Any) -> Any:
+    """Times connecting, also when a connection that was lost is made anew; notes the loop of async drivers."""
 
-    return _create_connection
+    def connect(self: Any) -> Any:
+        pool = self._ConnectionRecord__pool
+        watch: _Watch | None = pool.__dict__.get(_WATCH)
+        if watch is None:
+            return original(self)
+        stat, start = watch.stat, monotonic()
+        try:
+            result = original(self)
+        except Exception as error:
+            stat.failed(error)
+            raise
+        try:
+            stat.connects.add(monotonic() - start)
+            watch.made[id(self)] = start
+            if getattr(pool._dialect, "is_async", False):
+                _bind(stat)
+        except Exception as error:  # noqa: BLE001
+            failures("_ConnectionRecord.connect", error)
+        return result
+
+    return connect
+
+
+def _bind(stat: Stat) -> None:
+    import asyncio
+
+    loop = asyncio._get_running_loop()
+    if loop is not None:
+        stat.extra["loop"] = weakref.ref(loop)
 
 
 def _execute(original: Any) -> Any:
@@ -342,23 +362,23 @@ def _execute(original: Any) -> Any:
         stat: Stat | None = self.__dict__.get(ATTRIBUTE)
         if stat is None:
             return original(self, cursor, *args, **kwargs)
-        running: set[int] = stat.extra.setdefault("running", set())
-        key = id(cursor)
+        running, key = stat.running, id(cursor)
         if key in running:  # a dialect that calls its parent's: count once
             return original(self, cursor, *args, **kwargs)
-        running.add(key)
-        start = perf_counter()
-        error: BaseException | None = None
+        running[key] = start = perf_counter()
         try:
-            return original(self, cursor, *args, **kwargs)
-        except BaseException as raised:
-            error = raised
+            result = original(self, cursor, *args, **kwargs)
+        except BaseException as error:
+            seconds = perf_counter() - start
+            running.pop(key, None)
+            if isinstance(error, Exception):
+                stat.done(seconds, error, slow=SLOW_SECONDS)
+            else:  # cancelled: neither failed nor succeeded
+                stat.duration.add(seconds)
             raise
-        finally:
-            running.discard(key)
-            stat.done(perf_counter() - start, error)
-            error = None
+        seconds = perf_counter() - start
+        running.pop(key, None)
+        stat.done(seconds, slow=SLOW_SECONDS)
+        return result
 
     return execute
-
-
