@@ -154,9 +154,9 @@ class EventLoopMonitor(ResourceTypeMonitor):
     thresholds = (
         (
             "uno.asyncio.loop.lag",
-            Threshold(0.1, 1.0, "The event loop is blocked", stat="max", keep_firing_for=3),
+            Threshold(0.25, 1.0, "The event loop is blocked", stat="max", keep_firing_for=3),
         ),
-        ("uno.asyncio.loop.blocked", Threshold(0.5, 2.0, "The event loop is blocked")),
+        ("uno.asyncio.loop.blocked", Threshold(0.5, 2.0, "The event loop is blocked", keep_firing_for=3)),
     )
 
     def identify(self, target: LoopTarget) -> Identity:
