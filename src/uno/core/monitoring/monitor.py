@@ -380,6 +380,8 @@ class ResourceMonitor:
             for type_monitor in (*self.kinds.kinds, *self.collection.type_monitors):
                 if type_monitor.resource_type == type:
                     specs.update(type_monitor.specs)
+        if name in specs:  # what a type monitor of the application calls so is meant, not a short name
+            return name
         model = resolve(name, type)
         if model in specs:
             return model
@@ -424,14 +426,19 @@ class ResourceMonitor:
         """The series of a resource, of a metric, of both, or all, with their statistics at the last tick."""
         if resource_id is not None:
             self.manager.get(resource_id)
-        name = metric if metric is None or resource_id is None else self.resolve(resource_id, metric)
-        if metric is not None and resource_id is None:
-            name = next(
-                (model for r in self.manager if (model := resolve(metric, r.type)) in STANDARD), metric
-            )
+        if metric is None:
+            found = self.store.select(resource_id)
+        elif resource_id is not None:
+            found = self.store.select(resource_id, self.resolve(resource_id, metric))
+        else:
+            found = self.store.select(None, metric)
+            for resource in self.manager:  # a short name means something else for each type
+                model = resolve(metric, resource.type)
+                if model != metric and metric not in self._specs(resource):
+                    found += [s for s in self.store.select(resource.id, model) if s not in found]
         return [
             Reading(s.resource, s.metric.name, s.label_map, s.metric.kind, s.metric.unit, self.store.stats(s))
-            for s in self.store.select(resource_id, name)
+            for s in found
         ]
 
     # -- levels ----------------------------------------------------------------------------------------
