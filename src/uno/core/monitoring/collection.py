@@ -18,7 +18,7 @@ from uno.core.monitoring.clock import Clock
 from uno.core.monitoring.health import HealthBook
 from uno.core.monitoring.instrumentation import OWN, CallScope, scope
 from uno.core.monitoring.metrics import CounterCell, MetricError, Spec
-from uno.core.monitoring.sampler import Job, Mode
+from uno.core.monitoring.sampler import RETRY, Job, Mode
 from uno.core.monitoring.series import Batch, SeriesStore, current_batch
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
 from uno.core.resources import Resource, ResourceManager
@@ -234,6 +234,8 @@ class Collection:
         if error is None:
             if self._failing.pop((resource.id, source), None) is not None:
                 log.info("%s: %s answers again", resource.id, source)
+            if source == "driver":
+                self._ping_suspect(resource)
             return
         self._store.blank(resource.id, source)
         self.failures.setdefault((resource.id, reason), CounterCell()).inc()
@@ -241,6 +243,14 @@ class Collection:
             self._failing[resource.id, source] = reason
             detail = f": {error}" if isinstance(error, MetricError) else ""  # our own words are safe to show
             log.warning("%s: %s gave nothing (%s)%s", resource.id, source, reason, detail)
+
+    def _ping_suspect(self, resource: Resource) -> None:
+        """Ping soon, rather than in its turn, a resource whose calls seem to hang."""
+        job, driver, target = self.jobs.get((resource.id, "ping")), resource.driver, resource.target
+        if job is None or job.in_flight or target is None or not isinstance(driver, ResourceTypeMonitor):
+            return
+        if driver.suspect(target):
+            job.not_before = min(job.not_before, job.started + RETRY)
 
     def _pinged(self, resource: Resource, result: Any, error: BaseException | None, reason: str) -> None:
         if resource not in self._manager:

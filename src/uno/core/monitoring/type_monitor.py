@@ -160,6 +160,10 @@ class ResourceTypeMonitor:
         """Whether the resource works: returns (anything but False) or raises. None: nothing can be told."""
         return None
 
+    def suspect(self, target: Any) -> bool:
+        """Whether calls of the application seem to hang at present, so that a ping is due now. Reads memory only."""
+        return False
+
     def covers(self, target: Any) -> tuple[object, ...]:
         """Objects inside ``target`` that are not resources of their own, since ``target`` stands for them."""
         return ()

@@ -118,21 +118,16 @@ class _Clients(PooledMonitor):
         clients, connections = (sys.modules[name] for name in self.modules)
         command, pipeline, get = self.hooks()
         client, pipe = getattr(clients, self.client), clients.Pipeline
-        undo = [
-            install(client, "__init__", _init),
-            install(client, "execute_command", command),
-            install(pipe, "immediate_execute_command", command),
-            install(pipe, "execute", pipeline),
+        hooks = [
+            (client, "__init__", _init),
+            (client, "execute_command", command),
+            (pipe, "immediate_execute_command", command),
+            (pipe, "execute", pipeline),
         ]
         for pool in (connections.ConnectionPool, connections.BlockingConnectionPool):
-            undo.append(install(pool, "get_connection", get))
-            undo.append(install(pool, "release", _release))
-        undo += [
-            install(cls, "_connect", _connect)
-            for cls in _family(connections.AbstractConnection)
-            if "_connect" in vars(cls)
-        ]
-        return undo
+            hooks += [(pool, "get_connection", get), (pool, "release", _release)]
+        hooks += [(cls, "_connect", _connect) for cls in _family(connections.AbstractConnection)]
+        return [install(cls, name, wrap) for cls, name, wrap in hooks if name in vars(cls)]
 
 
 class RedisClient(_Clients):
