@@ -33,11 +33,11 @@ class Client:
 
 
 async def customers(client: Client) -> None:
-    """Come for ever: about six requests a second, more and less in waves of 40 s."""
+    """Come for ever: about ten requests a second, more and less in waves of 40 s."""
     shopping: set[asyncio.Task[int]] = set()
     while True:
         wave = 1 + 0.6 * math.sin(2 * math.pi * time.monotonic() / 40)
-        await asyncio.sleep(random.expovariate(6 * wave))
+        await asyncio.sleep(random.expovariate(10 * wave))
         if len(shopping) < 40:  # the shop is stuck: nobody queues longer than that
             task = asyncio.create_task(client.send(*_wish()))
             shopping.add(task)

@@ -33,10 +33,15 @@ function show(state) {
     known.button.textContent = known.on ? `Stop · ${Math.ceil(incident.remaining)} s` : "Start";
     known.button.setAttribute("aria-label", `${known.on ? "Stop" : "Start"}: ${known.title}`);
   });
-  alerts.replaceChildren(...state.alerts.map((alert) => {
-    const item = element("li", alert.level, "");
-    item.append(element("b", "", alert.level), ` · ${alert.resource}: ${alert.message}`);
-    if (alert.cause) item.append(element("span", "cause", alert.cause));
+  const shown = new Map();
+  for (const alert of state.alerts) {  // the worst first; all of one resource have one cause
+    if (!shown.has(alert.resource)) shown.set(alert.resource, { ...alert, messages: [] });
+    shown.get(alert.resource).messages.push(alert.message);
+  }
+  alerts.replaceChildren(...Array.from(shown.values(), ({ level, resource, messages, cause }) => {
+    const item = element("li", level, "");
+    item.append(element("b", "", level), ` · ${resource}`, ...messages.map((message) => element("span", "", message)));
+    if (cause) item.append(element("span", "cause", cause));
     return item;
   }));
   if (!state.alerts.length) alerts.append(element("li", "calm", "Nothing is wrong."));
