@@ -1,4 +1,4 @@
-"""Make docs/images/dashboard.png: the dashboard of the running demo, half a minute into a connection leak."""
+"""Make docs/images/dashboard.png: the dashboard of the running demo, while its queries are slow."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def main() -> None:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=["--disable-gpu"])
             time.sleep(WARM_UP)
-            page = browser.new_page(viewport={"width": 1280, "height": 900}, device_scale_factor=1.5)
+            page = browser.new_page(viewport={"width": 1440, "height": 900})
             page.goto(f"{url}/monitoring/dashboard/#token={TOKEN}")
-            urlopen(Request(f"{url}/incidents/leak", method="POST"), timeout=5).close()
+            urlopen(Request(f"{url}/incidents/slow-queries", method="POST"), timeout=5).close()
             page.get_by_text("faults.py").first.wait_for()
             page.wait_for_timeout(INCIDENT * 1000)
             IMAGE.parent.mkdir(parents=True, exist_ok=True)
-            page.screenshot(path=IMAGE)
+            page.screenshot(path=IMAGE, full_page=True)
             browser.close()
     finally:
         demo.send_signal(signal.SIGINT)
