@@ -13,7 +13,7 @@ from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
-from uno.core.monitoring.instrumentation import ATTRIBUTE, Stat, announce, failures, install, stat_of
+from uno.core.monitoring.instrumentation import Stat, announce, failures, install, stat_of
 from uno.core.monitoring.resource_types._pooled import (
     Operation,
     PooledMonitor,
@@ -255,8 +255,8 @@ def _init(original: Any) -> Any:
         original(self, *args, **kwargs)
         try:
             pool = self.connection_pool
-            if ATTRIBUTE not in pool.__dict__:  # the first of its clients; a later one changes nothing
-                stat_of(pool)
+            owner = stat_of(pool).extra.get("owner")
+            if owner is None or owner() is None:  # nothing stands for the pool yet, or any more
                 announce(self)
                 announce(pool)  # should this client be dropped at once
         except Exception as error:  # noqa: BLE001 - a hook never fails the call
