@@ -25,7 +25,9 @@ class AnomalyWatch:
         self._monitor = monitor
         self._settings: dict[tuple[str, str], tuple[float | None, timedelta | None]] = {}
         self._watched: dict[str, Series] = {}
+        self._keys: tuple[str, ...] = ()
         self._selectors: list[Selector] = []
+        self._open: dict[str, Series] = {}  # what an alert stands for
         self._version = -1
 
     def configure(
@@ -37,10 +39,6 @@ class AnomalyWatch:
             **({} if training_period is None else {"training_period": training_period}),  # type: ignore[arg-type]
         )
         self._settings[resource_id, metric] = (sensitivity, training_period)
-        for series in self._monitor.store.select(resource_id, metric):
-            if series.key in self._watched:
-                self.detector.unwatch(series.key)
-                del self._watched[series.key]
         self._version = -1
 
     def series_of(self, resource_id: str) -> list[Series]:
@@ -61,19 +59,18 @@ class AnomalyWatch:
         wanted = dict(list(wanted.items())[:MAX_WATCHED])
         for key in [key for key in self._watched if key not in wanted]:
             self.detector.unwatch(key)
-            del self._watched[key]
-        for key, series in wanted.items():
-            if key not in self._watched:
-                sensitivity, period = self._settings.get((series.resource, series.metric.name), (None, None))
-                self.detector.watch(
-                    key,
-                    sensitivity=sensitivity,
-                    training_period=period,
-                    unit=series.metric.unit,
-                    title=title_of(series.metric),
-                )
-                self._watched[key] = series
-        self._selectors = [monitor.store.selector(self._watched[key]) for key in self.detector.watched()]
+        for key, series in wanted.items():  # a known one keeps what it has learnt
+            sensitivity, period = self._settings.get((series.resource, series.metric.name), (None, None))
+            self.detector.watch(
+                key,
+                sensitivity=sensitivity,
+                training_period=period,
+                unit=series.metric.unit,
+                title=title_of(series.metric),
+            )
+        self._watched = wanted
+        self._keys = tuple(wanted)
+        self._selectors = [monitor.store.selector(series) for series in wanted.values()]
         self._version = monitor.store.version
 
     def step(self, frame: Frame) -> list[Alert]:
@@ -81,17 +78,20 @@ class AnomalyWatch:
         monitor = self._monitor
         if self._version != monitor.store.version:
             self._choose()
-        if not self._watched:
+        if not self._watched and not self._open:
             return []
         changes: list[Alert] = []
-        for anomaly in self.detector.step(frame.time, monitor.store.gather(frame, self._selectors)):
-            series = self._watched.get(anomaly.key)
+        values = monitor.store.gather(frame, self._selectors)
+        for anomaly in self.detector.step(frame.time, values, self._keys):
+            series = self._watched.get(anomaly.key) or self._open.get(anomaly.key)
             if series is None:
                 continue
             at = ("anomaly", series.resource, series.metric.name, series.label_map)
             if anomaly.ended is not None:
+                self._open.pop(anomaly.key, None)
                 changes += monitor.alerts.close(*at, now=frame.time)
             else:
+                self._open[anomaly.key] = series
                 changes += monitor.alerts.open(
                     *at, AlertLevel.WARNING, anomaly.explanation, anomaly.observed, now=frame.time
                 )
