@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from math import inf
@@ -29,7 +30,7 @@ from uno.core.monitoring.instrumentation import (
     scope,
     stat_of,
 )
-from uno.core.monitoring.resource_types._pooled import SITE_SECONDS, PooledMonitor, PoolUse
+from uno.core.monitoring.resource_types._pooled import SITE_SECONDS, PooledMonitor, PoolUse, is_own
 from uno.core.monitoring.thresholds import Threshold
 from uno.core.resources import Identity
 
@@ -125,6 +126,8 @@ class SqlalchemyEngine(PooledMonitor):
         if not (self.has_free_slot(target) and super().has_free_slot(target)):
             return None
         engine = self.engine(target)
+        if getattr(engine.dialect, "is_async", False):  # the inside of an AsyncEngine: not from this thread
+            return None
         connection = engine.raw_connection()
         try:
             dbapi = getattr(connection, "dbapi_connection", None) or connection.connection
@@ -144,8 +147,12 @@ class SqlalchemyAsyncEngine(SqlalchemyEngine):
     def covers(self, target: Any) -> tuple[object, ...]:
         return (target.sync_engine,)
 
+    def ready(self) -> bool:
+        return hasattr(sys.modules.get("sqlalchemy.ext.asyncio.engine"), "AsyncEngine")
+
     def install(self) -> list[Callable[[], None]]:
-        return []  # the sync engine's hooks see everything
+        # the sync engine's hooks see the rest
+        return [install(sys.modules["sqlalchemy.ext.asyncio.engine"].AsyncEngine, "__init__", _async_init)]
 
     def bound_loop(self, target: Any) -> Any:
         stat = self.stat(target)
@@ -223,9 +230,19 @@ def _init(original: Any) -> Any:
         original(self, *args, **kwargs)
         try:
             _attach(self)
-            announce(self)
+            if not getattr(self.dialect, "is_async", False):  # else an AsyncEngine will stand for it
+                announce(self)
         except Exception as error:  # noqa: BLE001 - a hook never fails the call
             failures("Engine.__init__", error)
+
+    return __init__
+
+
+def _async_init(original: Any) -> Any:
+    def __init__(self: Any, sync_engine: Any) -> None:
+        original(self, sync_engine)
+        if not hasattr(sync_engine, "_proxied"):
+            announce(self)
 
     return __init__
 
@@ -335,7 +352,8 @@ def _connect(original: Any) -> Any:
         try:
             result = original(self)
         except Exception as error:
-            stat.failed(error)
+            if not is_own(scope.get()):  # a ping's failure is told by health
+                stat.failed(error)
             raise
         try:
             stat.connects.add(monotonic() - start)
