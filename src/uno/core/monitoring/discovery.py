@@ -85,7 +85,11 @@ class Discovery:
 
     def _wanted(self, cls: type, types: set[str] | None) -> ResourceTypeMonitor | None:
         kind = self._kinds.driver_of_class(cls)
-        return kind if kind is not None and (types is None or kind.resource_type in types) else None
+        if kind is None or not (types is None or kind.resource_type in types):
+            return None
+        return (
+            None if cls.__module__.startswith("uno.core.") else kind
+        )  # another monitor's process, files, loops
 
     def _take(self, found: list[tuple[Any, ResourceTypeMonitor]], names: dict[int, str]) -> list[Resource]:
         # What another object stands for is not a resource of its own.

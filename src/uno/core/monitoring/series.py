@@ -163,6 +163,7 @@ class SeriesStore:
 
     def __init__(self, *, max_series: int = MAX_SERIES) -> None:
         self.version = 0
+        self.placed = 0  # the version in which columns were last moved; an older frame has them elsewhere
         self.frame: Frame | None = None
         self.refused = 0
         self.bad_values = 0
@@ -382,6 +383,7 @@ class SeriesStore:
         self._counting = [self._counting[i] for i in old]
         self._gone.clear()
         self._index()
+        self.placed = self.version
         return old
 
     def _number(self, value: Any) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import time
 from itertools import accumulate
 from math import inf
 from typing import TYPE_CHECKING
@@ -96,9 +97,14 @@ class PrometheusExporter:
             monitor.freeze()
         frame = store.frame
         out: list[str] = []
+        for _ in range(50):
+            if frame is None or frame.version >= store.placed:
+                break
+            time.sleep(0.001)  # columns were moved this instant: the frame that goes with them is being made
+            frame = store.frame
         if frame is not None:
-            if frame.version > self._version:
-                version = store.version
+            version = store.version
+            if version != self._version:
                 self._families = self._build()
                 self._version = version
             values: list[float] = frame.row.tolist()  # plain floats, whatever was recorded
