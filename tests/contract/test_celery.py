@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
+
 from tests import servers
 from tests.servers import PASSWORD, wait_until
-
 from uno.core.monitoring.monitor import ResourceMonitor
 from uno.core.resources import ResourceManager
 

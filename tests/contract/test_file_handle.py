@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.servers import wait_until
 
+from tests.servers import wait_until
 from uno.core.monitoring.monitor import ResourceMonitor
 from uno.core.monitoring.resource_types.file_handle import FileTarget
 from uno.core.resources import Resource, ResourceManager

@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator, Callable
 
 import aio_pika
 import pytest
+
 from tests import servers
 from tests.servers import PASSWORD
-
 from uno.core.monitoring.monitor import ResourceMonitor
 from uno.core.resources import Resource, ResourceManager
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
-from tests.servers import wait_until
 
+from tests.servers import wait_until
 from uno.core.monitoring.monitor import ResourceMonitor
 from uno.core.monitoring.resource_types.process import ProcessTarget
 from uno.core.resources import ResourceManager

@@ -15,8 +15,8 @@ import pytest
 import redis
 import redis.asyncio
 import redis.exceptions
-from tests import servers
 
+from tests import servers
 from uno.core.monitoring.health import HealthStatus
 from uno.core.monitoring.instrumentation import CallScope, Stat, scope
 from uno.core.monitoring.monitor import ResourceMonitor

@@ -10,8 +10,8 @@ import timeit
 from collections.abc import Callable, Iterator
 
 import pytest
-from tests.servers import wait_until
 
+from tests.servers import wait_until
 from uno.core.monitoring.monitor import ResourceMonitor
 from uno.core.resources import ResourceManager
 

@@ -29,6 +29,7 @@ from uno.core.monitoring.resource_types._pooled import (
     begin,
     end,
     got,
+    is_own,
     refused,
     returned,
 )
@@ -232,7 +233,7 @@ def _connect(original: Any) -> Any:
             return await original(self)
         except BaseException as error:
             anchor.connecting.pop(id(self), None)
-            if isinstance(error, Exception):
+            if isinstance(error, Exception) and not is_own(scope.get()):  # a ping's failure is told by health
                 stat_of(anchor).failed(error)
             raise
 
