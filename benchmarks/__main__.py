@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import pkgutil
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 
 def main() -> None:
     """Run each file that has a ``run()``."""
+    logging.getLogger("uno").setLevel(logging.ERROR)
     names = [
         found.name for found in pkgutil.iter_modules([str(Path(__file__).parent)]) if found.name[0] != "_"
     ]

@@ -432,6 +432,21 @@ def test_after_gc_freeze_names_and_use_still_find(tmp_path: Path) -> None:
     assert then == ["frozen.pool", "thread_pool-unnamed"]
 
 
+def test_large_data_hides_no_resource_and_takes_no_time(monitor: ResourceMonitor, package: Any) -> None:
+    package(
+        main="""
+            from concurrent.futures import ThreadPoolExecutor
+            first = {i: {j: {k: [k] for k in range(60)} for j in "abcdefgh" * 20} for i in map(str, range(60))}
+            rows = {f"k{i}": {f"j{j}": {f"m{k}": [k] for k in range(60)} for j in range(60)} for i in range(60)}
+            held = {"pool": ThreadPoolExecutor(1)}
+        """
+    )
+    assert "shopapp.main.held.pool" in ours(monitor.discover_all_resources())
+    begun = time.thread_time()
+    monitor.discovery.follow(names=True)
+    assert time.thread_time() - begun < 0.1, "it is repeated every few seconds"
+
+
 def test_thousands_of_objects_are_bounded(monitor: ResourceMonitor, caplog: pytest.LogCaptureFixture) -> None:
     pools = [ThreadPoolExecutor(1) for _ in range(1_200)]
     with caplog.at_level(logging.WARNING, "uno.discovery"):

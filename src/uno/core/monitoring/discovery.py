@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import compress
 from types import ModuleType
@@ -28,6 +29,7 @@ log = logging.getLogger("uno.discovery")
 
 MAX_FOUND = 1_000
 MAX_ITEMS = 200
+MAX_LOOKED_AT = 50_000
 #: Objects of these classes keep the application's resources in their attributes.
 HOLDERS = frozenset(
     ("fastapi.applications.FastAPI", "starlette.applications.Starlette", "starlette.datastructures.State")
@@ -78,7 +80,7 @@ class Discovery:
         ]
         if not fresh and not names:
             return []
-        named = list(self._named(self.types))
+        named = list(self._named(self.types, MAX_LOOKED_AT // 10))
         known = {id(obj): name for obj, _, name in named}
         seen = {id(obj) for obj, _ in fresh}
         return self._take(fresh + [(obj, kind) for obj, kind, _ in named if id(obj) not in seen], known)
@@ -132,14 +134,22 @@ class Discovery:
             for obj in compress(objects, map(kinds.__contains__, map(type, objects))):
                 yield obj, kinds[type(obj)]
 
-    def _named(self, types: set[str] | None) -> Iterator[tuple[Any, ResourceTypeMonitor, str]]:
-        """Resources that first-party modules hold by name, directly or one or two steps inside."""
+    def _named(
+        self, types: set[str] | None, budget: int = MAX_LOOKED_AT
+    ) -> Iterator[tuple[Any, ResourceTypeMonitor, str]]:
+        """Resources that first-party modules hold by name, directly or one or two steps inside.
+
+        The shortest names come first, and no more than ``budget`` values of a module are looked at: data that it
+        holds may be large.
+        """
         seen: set[int] = set()
         kinds: dict[type, ResourceTypeMonitor | None] = {}
         for prefix, module in _first_party():
-            queue: list[tuple[str, Any, int]] = [(f"{prefix}.{k}", v, 0) for k, v in _items(vars(module))]
-            while queue:
-                name, value, depth = queue.pop()
+            queue = deque((f"{prefix}.{k}", v, 0) for k, v in _items(vars(module)))
+            for _ in range(budget):
+                if not queue:
+                    break
+                name, value, depth = queue.popleft()
                 cls = type(value)
                 if cls not in kinds:
                     kinds[cls] = self._wanted(cls, types)
@@ -150,7 +160,7 @@ class Discovery:
                         yield value, kind, _as_id(name)
                 elif depth < 3 and id(value) not in seen:
                     inside = _inside(value, cls)
-                    if inside is not None:
+                    if inside is not None and len(queue) < budget:
                         seen.add(id(value))
                         queue.extend((f"{name}.{k}", v, depth + 1) for k, v in inside)
 
