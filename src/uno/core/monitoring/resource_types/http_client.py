@@ -14,6 +14,7 @@ from time import monotonic, perf_counter
 from typing import Any
 
 from uno.core.monitoring.instrumentation import (
+    ATTRIBUTE,
     Hold,
     Stat,
     announce,
@@ -81,7 +82,7 @@ class HttpxClient(ResourceTypeMonitor):
         return Identity(host, place, {"server.address": host})
 
     def attach(self, target: Any) -> None:
-        stat_of(target)
+        _marks(stat_of(target))
 
     def ready(self) -> bool:
         # httpx loads its pools with the first client
@@ -200,9 +201,18 @@ def _pools(client: Any) -> Iterator[Any]:
             yield pool
 
 
+def _marks(stat: Stat) -> deque[tuple[float, float, float]]:
+    """When there were how many requests and errors: from the first request on, then at each collection."""
+    marks: deque[tuple[float, float, float]] | None = stat.extra.get("marks")
+    if marks is None:
+        mark = (monotonic(), stat.total.value, stat.errors.value)
+        marks = stat.extra.setdefault("marks", deque((mark,)))
+    return marks
+
+
 def _error_ratio(stat: Stat) -> float | None:
     """The share of failed requests in the last 10 s; None when there was no request."""
-    marks: deque[tuple[float, float, float]] = stat.extra.setdefault("marks", deque())
+    marks = _marks(stat)
     now, total, errors = monotonic(), stat.total.value, stat.errors.value
     marks.append((now, total, errors))
     while len(marks) > 1 and now - marks[1][0] >= RECENT:
@@ -212,9 +222,12 @@ def _error_ratio(stat: Stat) -> float | None:
 
 
 def _begin(client: Any) -> tuple[Stat, Hold]:
-    known = "_uno_stat" in client.__dict__
+    used = ATTRIBUTE in client.__dict__
     stat = stat_of(client)
-    if not known:
+    if not used:
+        _marks(stat)
+    elif "announced" not in stat.extra:  # with its second request: many are made for a single one
+        stat.extra["announced"] = True
         announce(client)
     stat.active += 1
     return stat, Hold(call_site(3), caller(), monotonic())
@@ -225,9 +238,13 @@ def _end(
 ) -> None:
     seconds = perf_counter() - start
     stat.active -= 1
+    if error is not None and not isinstance(error, Exception):  # neither failed nor succeeded
+        stat.outcome("cancelled").value += 1
+        stat.total.value += 1
+        stat.called(hold.caller)[0].value += 1
+        return
     if error is not None:
-        kind = type(error).__name__
-        stat.outcome(kind).value += 1
+        stat.outcome(type(error).__name__).value += 1
     else:
         stat.outcome(f"{response.status_code // 100}xx").value += 1
         if response.status_code >= 500:
