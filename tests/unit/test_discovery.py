@@ -140,7 +140,7 @@ def test_named_inside_containers_attributes_and_applications(monitor: ResourceMo
         "shopapp.main.service._own",
         "shopapp.main.service.pool",
     ]
-    assert len([r for r in found if r.id.startswith("thread_pool-thread-pool")]) >= 2, "others without a name"
+    assert len([r for r in found if r.id.startswith("thread-pool")]) >= 2, "others without a name"
 
 
 PROGRAM = """
@@ -173,7 +173,7 @@ def test_ids_are_the_same_after_a_restart(tmp_path: Path, how: str) -> None:
     first, second = run(tmp_path, *arguments), run(tmp_path, *arguments)
     assert first == second
     main = "worker" if how == "script" else "shopapp"
-    assert {"shopapp.db.engine", f"{main}.jobs", "thread_pool-thread-pool", "thread_pool-mail"} <= set(first)
+    assert {"shopapp.db.engine", f"{main}.jobs", "thread-pool", "thread_pool-mail"} <= set(first)
     assert not any("0x" in id for id in first)
 
 

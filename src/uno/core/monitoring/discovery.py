@@ -211,4 +211,6 @@ def _as_id(name: str) -> str:
 def _unnamed(kind: ResourceTypeMonitor, obj: Any) -> str:
     identity = kind.identify(obj)
     stem = identity.name or identity.endpoint or ""
+    if stem.replace("-", "_") == kind.resource_type:
+        return stem
     return _as_id(f"{kind.resource_type}-{stem}" if stem else kind.resource_type).strip(".:/@+-")
