@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
+from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -23,7 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     types.add_argument("--json", action="store_true", help="as JSON")
     check = commands.add_parser("check", help="ask a service's health endpoint; the exit code tells")
     check.add_argument("url", help="for example http://127.0.0.1:8000/health")
-    check.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS", help="how long to wait (default 5)")
+    check.add_argument(
+        "--timeout", type=float, default=5.0, metavar="SECONDS", help="how long to wait (default 5)"
+    )
     check.add_argument("--json", action="store_true", help="print the answer as it is")
     commands.add_parser("demo", help="run the demo shop with its live page", add_help=False)
     chosen, rest = parser.parse_known_args(arguments)
@@ -57,7 +61,15 @@ def _types(*, as_json: bool) -> int:
 
 
 def _check(url: str, timeout: float, *, as_json: bool) -> int:
-    if urlsplit(url).scheme not in ("http", "https"):
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and not re.search(r"[\s\x00-\x1f]", url)
+    except ValueError:
+        good = False
+    if "@" in url:  # urllib cannot use it, and nothing shows it
+        print("uno check: give the address without user and password", file=sys.stderr)
+        return 2
+    if not good:
         print(f"uno check: {url!r} is no http or https address", file=sys.stderr)
         return 2
     request = Request(url, headers={"accept": "application/health+json, application/json"})
@@ -66,7 +78,7 @@ def _check(url: str, timeout: float, *, as_json: bool) -> int:
             body = answer.read()
     except HTTPError as error:
         body = error.read()
-    except (URLError, OSError) as error:
+    except (URLError, OSError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         print(f"uno check: no answer from {url}: {reason}", file=sys.stderr)
         return 2
@@ -90,7 +102,9 @@ def _check(url: str, timeout: float, *, as_json: bool) -> int:
 def _demo(arguments: Sequence[str]) -> int:
     import importlib.util
 
-    missing = [name for name in ("fastapi", "uvicorn", "httpx", "sqlalchemy") if not importlib.util.find_spec(name)]
+    missing = [
+        name for name in ("fastapi", "uvicorn", "httpx", "sqlalchemy") if not importlib.util.find_spec(name)
+    ]
     if missing:
         print(f"uno demo needs {', '.join(missing)}: pip install 'uno-monitor[demo]'", file=sys.stderr)
         return 2

@@ -15,7 +15,14 @@ from typing import Any
 import pytest
 
 from uno.core.monitoring.exporters.prometheus import PrometheusExporter
-from uno.core.monitoring.resources import Gauge, HealthStatus, ResourceMonitor, ResourceTypeMonitor
+from uno.core.monitoring.resources import (
+    AnomalyDetector,
+    Gauge,
+    HealthStatus,
+    ResourceMonitor,
+    ResourceTypeMonitor,
+    Threshold,
+)
 from uno.core.resources import ResourceManager
 
 
@@ -276,3 +283,92 @@ def test_ten_hung_resources_do_not_slow_a_scrape(monitor: ResourceMonitor) -> No
         times.append(time.perf_counter() - start)
     release.set()
     assert sorted(times)[10] < 0.05, "a hung resource costs its deadline when it is waited for"
+
+
+def test_parts_that_fail_leave_alerts_and_health_alone(
+    monitor: ResourceMonitor, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(AnomalyDetector):
+        def step(self, *arguments: Any, **more: Any) -> Any:
+            raise RuntimeError("a defect")
+
+    monitor.manager.register(None, id="stock", read=lambda: {"left": 1})
+    monitor.set_anomaly_detector(Broken())
+    monitor.configure_anomaly_detection("stock", "left")
+    monitor.set_threshold("stock", "left", Threshold(5, direction="below"))
+    with caplog.at_level(logging.ERROR, "uno.monitor"):
+        for _ in range(3):
+            monitor.tick()
+    assert [alert.resource for alert in monitor.alerts.active()] == ["stock"]
+    assert monitor.health_of("stock").status is HealthStatus.DEGRADED
+    assert [record.getMessage() for record in caplog.records] == [
+        "the anomaly detector failed; alerts and health go on without it"
+    ]
+
+
+def test_what_is_dropped_while_it_is_read_is_no_failure(
+    monitor: ResourceMonitor, caplog: pytest.LogCaptureFixture
+) -> None:
+    dropped: list[ThreadPoolExecutor] = []
+
+    class Dropper:
+        def get_statistics(self) -> dict[str, float]:
+            for pool in dropped:
+                pool.shutdown()
+            dropped.clear()
+            return {}
+
+    with caplog.at_level(logging.WARNING, "uno"), monitor:
+        monitor.manager.register(Dropper(), id="dropper")
+        monitor.discover_resources("thread_pool")
+        for _ in range(30):
+            dropped.append(ThreadPoolExecutor(1))
+            dropped[0].submit(int).result()
+            until(lambda: not dropped)
+    assert not [record.getMessage() for record in caplog.records if "AttributeError" in record.getMessage()]
+
+
+def test_failures_go_with_their_resource(monitor: ResourceMonitor) -> None:
+    for number in range(50):
+        monitor.manager.register(None, id=f"job-{number}", read=lambda: 1 / 0)
+        monitor.tick()
+        monitor.manager.unregister(f"job-{number}")
+    monitor.tick()
+    monitor.tick()
+    assert monitor.collection.failures == {}
+
+
+def test_infinite_numbers_are_no_warning(monitor: ResourceMonitor) -> None:
+    monitor.manager.register(None, id="far", read=lambda: {"distance": math.inf, "other": 1.7e308})
+    for _ in range(4):
+        monitor.tick()  # a warning would be an error here
+    assert monitor.read("far", "distance") == math.inf
+
+
+def test_numbers_give_way_to_what_a_type_monitor_declares(monitor: ResourceMonitor) -> None:
+    class Database:
+        def get_statistics(self) -> dict[str, float]:
+            return {"queries": 7, "usage": 0.5}
+
+    class DatabaseMonitor(ResourceTypeMonitor):
+        def __init__(self) -> None:
+            super().__init__(monitor.manager, "database")
+
+        def setup_metrics(self) -> None:
+            self.add_metric("queries", "Queries", "counter")
+
+        async def collect_metrics(self, resource: Any) -> None:
+            self.update_metric("queries", 9)
+
+    monitor.manager.register(Database(), id="main-db", type="database")
+    monitor.tick()
+    assert monitor.read("main-db", "queries") == 7
+    monitor.register_type_monitor(DatabaseMonitor())
+    for _ in range(2):
+        monitor.tick()
+    assert [(r.metric, r.kind) for r in monitor.series("main-db")] == [
+        ("usage", "gauge"),
+        ("queries", "counter"),
+    ]
+    assert monitor.read("main-db", "queries", stat="total") == 9
+    assert monitor.read("main-db", "usage") == 0.5

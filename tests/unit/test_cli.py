@@ -50,7 +50,9 @@ def test_check_tells_by_its_exit_code(
 ) -> None:
     url, said = health
     assert main(["check", url]) == 0
-    said["body"] = b'{"status": "warn", "checks": {"db:database": [{"status": "warn", "output": "saturated"}]}}'
+    said["body"] = (
+        b'{"status": "warn", "checks": {"db:database": [{"status": "warn", "output": "saturated"}]}}'
+    )
     assert main(["check", url]) == 0
     assert "warn  db:database  saturated" in capsys.readouterr().out
     said.update(code=503, body=b'{"status": "fail"}')
@@ -63,7 +65,11 @@ def test_check_tells_by_its_exit_code(
 def test_check_without_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "http://127.0.0.1:9/health"]) == 2
     assert "no answer" in capsys.readouterr().err
-    assert main(["check", "file:///etc/passwd"]) == 2
+    for odd in ("file:///etc/passwd", "http://127.0.0.1:9/a b", "http://[::1", "http://", "x"):
+        assert main(["check", odd]) == 2
+        assert "no http or https address" in capsys.readouterr().err
+    assert main(["check", "http://me:hunter2@127.0.0.1:9/"]) == 2
+    assert "hunter2" not in capsys.readouterr().err
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

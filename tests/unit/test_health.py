@@ -83,6 +83,8 @@ FAILED = OK._replace(ping=False, ping_failures=2, ping_reason="TimeoutError")
         ),
         (OK._replace(collect=False, collect_reason="timeout"), DEGRADED, "numbers cannot be read: timeout"),
         (Evidence(collected=True, collect_reason="timeout"), UNKNOWN, "no recent reading: timeout"),
+        (Evidence(collected=True, collect=True, unused=True), UNKNOWN, "no answer yet"),
+        (Evidence(collected=True, collect=True, unused=True, levels={"x": WARNING}), DEGRADED, "warning: x"),
         (Evidence(collected=True, levels=FULL), UNKNOWN, "no recent reading"),  # the level is as old as that
     ],
 )
@@ -162,6 +164,32 @@ def test_a_ping_that_could_not_be_tried_is_no_evidence_until_it_lasts():
             book.record_ping("db", None, "loop blocked", now)
         book.update(now, {})
         assert book.health("db", now).status is expected
+
+
+def test_what_is_idle_or_used_up_keeps_its_last_answer():
+    book = HealthBook(interval=1.0, ping_interval=10.0)
+    book.record_ping("client", True, "", 0.0)
+    for now in range(0, 600, 10):
+        book.record_collect("client", True, "", float(now))
+        book.record_untold("client", float(now), unused=True)
+        book.update(float(now), {})
+        assert book.health("client", float(now)).status is UP
+        book.update(float(now), {"client": FULL})
+        assert book.health("client", float(now)).status is SATURATED
+
+
+def test_what_was_never_asked_is_not_up_and_not_known():
+    book = HealthBook(interval=1.0, ping_interval=10.0)
+    book.record_collect("database", True, "", 0.0)
+    book.update(0.0, {})
+    book.record_untold("database", 1.0, unused=True)
+    book.record_collect("database", True, "", 1.0)
+    book.update(1.0, {})
+    health = book.health("database", 1.0)
+    assert (health.status, health.reason, health.known) == (UNKNOWN, "no answer yet", False)
+    book.record_ping("database", True, "", 2.0)
+    book.update(2.0, {})
+    assert book.health("database", 2.0).status is UP
 
 
 def test_thresholds_count_and_status_keeps_its_beginning():

@@ -83,6 +83,8 @@ class Collection:
             self._reads.pop(resource.id, None)
             for key in [key for key in self._failing if key[0] == resource.id]:
                 del self._failing[key]
+            for key in [key for key in self.failures if key[0] == resource.id]:
+                del self.failures[key]
 
     def plan(self, resource: Resource) -> None:
         """The jobs that read and ping a resource."""
@@ -94,7 +96,7 @@ class Collection:
                 type_monitor.ensure_set_up()
                 source = "driver" if type_monitor is driver else f"{type(type_monitor).__name__}-{number}"
                 jobs[resource.id, source] = self._collector(resource, source, type_monitor)
-            if not monitors and resource.read is not None:
+            if driver is None and resource.read is not None:
                 jobs[resource.id, "read"] = self._custom(resource)
             for spec, read in self._reads.get(resource.id, {}).values():
                 jobs[resource.id, f"read {spec.name}"] = self._reader(resource, spec, read)
@@ -224,7 +226,11 @@ class Collection:
     ) -> None:
         if resource not in self._manager:  # unregistered while it was read
             return
+        if error is not None and resource.discovered and resource.target is None:  # dropped while it was read
+            return
         if error is None:
+            if resource.driver is None:
+                self._give_way(resource, source, batch)
             try:
                 self._store.commit(batch)
             except MetricError as clash:
@@ -244,6 +250,14 @@ class Collection:
             detail = f": {error}" if isinstance(error, MetricError) else ""  # our own words are safe to show
             log.warning("%s: %s gave nothing (%s)%s", resource.id, source, reason, detail)
 
+    def _give_way(self, resource: Resource, source: str, batch: Batch) -> None:
+        """The plain numbers of a custom resource give way to what type monitors declare."""
+        declared = {name for type_monitor in self.monitors_of(resource) for name in type_monitor.specs}
+        if declared:
+            if source == "read":
+                batch.values = {key: v for key, v in batch.values.items() if key[0].name not in declared}
+            self._store.withdraw(resource.id, "read", declared)
+
     def _ping_suspect(self, resource: Resource) -> None:
         """Ping soon, rather than in its turn, a resource whose calls seem to hang."""
         job, driver, target = self.jobs.get((resource.id, "ping")), resource.driver, resource.target
@@ -261,8 +275,10 @@ class Collection:
             if unavailable or (error is None and result is None)
             else error is None and result is not False
         )
-        if error is None and result is None:
-            return  # it has no way to tell
+        if error is None and result is None:  # it has no way to tell
+            leads_out = resource.driver is not None and resource.endpoint is not None
+            self._health.record_untold(resource.id, self._clock.now(), unused=leads_out)
+            return
         self._health.record_ping(
             resource.id, ok, reason or ("" if ok else "ping answered no"), self._clock.now()
         )

@@ -78,6 +78,7 @@ class Health(NamedTuple):
 
 
 NOT_CHECKED: Final = Health(HealthStatus.UNKNOWN, "not checked yet")
+NO_ANSWER: Final = "no answer yet"
 
 
 # -- resources -----------------------------------------------------------------------------------------
@@ -87,7 +88,8 @@ class Evidence(NamedTuple):
     """All that the health of a resource is judged by.
 
     `pinged` and `collected` say whether either was tried at all; `ping` is the last answer, None while there
-    is none or it is too old; `collect` is True while the last successful reading is recent.
+    is none or it is too old; `unused` says that there never was one, since nothing has used the resource yet;
+    `collect` is True while the last successful reading is recent.
     """
 
     pinged: bool = False
@@ -98,12 +100,14 @@ class Evidence(NamedTuple):
     collect: bool = False
     collect_reason: str = ""
     levels: Mapping[str, AlertLevel] = {}  # worst firing level by metric
+    unused: bool = False
 
 
 def judge(seen: Evidence, failures: int = 2) -> tuple[HealthStatus, str]:
     """The status that the evidence amounts to, and why; `failures` pings in a row have to fail for `down`.
 
-    A pool that is used up makes pings fail, so a saturated resource is not called down. Without a recent ping
+    A pool that is used up makes pings fail, so a saturated resource is not called down, nor one that could not be
+    asked because it is idle or used up: its last answer stands. Without a recent ping
     that succeeded, a resource whose numbers cannot be read is unknown; with one it is degraded.
     """
     firing = [(level, metric) for metric, level in seen.levels.items() if level]
@@ -127,7 +131,7 @@ def judge(seen: Evidence, failures: int = 2) -> tuple[HealthStatus, str]:
         return HealthStatus.DEGRADED, f"{level.label}: {metric}"
     if seen.collected and not seen.collect:
         return HealthStatus.DEGRADED, _because("numbers cannot be read", seen.collect_reason)
-    return HealthStatus.UP, ""
+    return (HealthStatus.UNKNOWN, NO_ANSWER) if seen.unused else (HealthStatus.UP, "")
 
 
 def is_utilization(metric: str) -> bool:
@@ -155,6 +159,7 @@ class _Record:
         "ping_ok",
         "ping_reason",
         "ping_tried",
+        "unused",
     )
 
     def __init__(self) -> None:
@@ -164,6 +169,7 @@ class _Record:
         self.ping_tried: float | None = None
         self.ping_failures = 0
         self.ping_reason = ""
+        self.unused = False
         self.collect_good: float | None = None  # last success
         self.collect_tried: float | None = None
         self.collect_reason = ""
@@ -206,6 +212,18 @@ class HealthBook:
         if ok is not None:
             record.ping_ok, record.ping_at = ok, now
             record.ping_failures = 0 if ok else record.ping_failures + 1
+            record.unused = False
+
+    def record_untold(self, resource_id: str, now: float, *, unused: bool = False) -> None:
+        """A ping found no way to ask (nothing uses the resource, or all of it is used): the last answer stands.
+
+        `unused`: where there never was an answer, none can be inferred either.
+        """
+        record = self._record(resource_id)
+        if record.ping_ok is not None:
+            record.ping_at = now
+        else:
+            record.unused = unused
 
     def record_collect(self, resource_id: str, ok: bool, reason: str, now: float) -> None:
         """A collection ended; `reason` as in `record_ping`."""
@@ -233,7 +251,7 @@ class HealthBook:
                 reason=reason,
                 since=now if changed or before.since is None else before.since,
                 checked=max(tries, default=None),
-                known=before.known or status is not HealthStatus.UNKNOWN,
+                known=reason != NO_ANSWER and (before.known or status is not HealthStatus.UNKNOWN),
             )
             if changed:
                 record.history.append(record.health)
@@ -273,6 +291,7 @@ class HealthBook:
             ping=None if ping_stale else record.ping_ok,
             ping_failures=record.ping_failures,
             ping_reason=record.ping_reason,
+            unused=record.unused,
             collected=record.collect_tried is not None,
             collect=good is not None and now - good <= STALE_AFTER * interval,
             collect_reason=record.collect_reason,

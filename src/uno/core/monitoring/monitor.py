@@ -54,6 +54,7 @@ SELF = "uno"
 NAMES_EVERY = 5.0
 
 M = TypeVar("M", Counter, Gauge, Histogram)
+T = TypeVar("T")
 C = TypeVar("C", bound=Callable[[Alert], object])
 
 
@@ -118,9 +119,13 @@ class ResourceMonitor:
             raise TypeError(f"ResourceMonitor takes a ResourceManager, not {type(resource_manager).__name__}")
         self.manager = ResourceManager() if resource_manager is None else resource_manager
         self.interval = float(interval)
-        self.collect_timeout = (
-            min(5.0, self.interval / 2) if collect_timeout is None else float(collect_timeout)
-        )
+        if collect_timeout is None:
+            collect_timeout = min(5.0, self.interval / 2)
+        elif not (isinstance(collect_timeout, (int, float)) and 0 < collect_timeout <= 3600):
+            raise ValueError(
+                f"collect_timeout is more than 0 and at most 3600 seconds, not {collect_timeout!r}"
+            )
+        self.collect_timeout = float(collect_timeout)
         self.service = service or os.environ.get("OTEL_SERVICE_NAME") or ""
         self.clock = Clock()
         self.started = self.clock.now()
@@ -144,6 +149,7 @@ class ResourceMonitor:
         self._installed: dict[int, list[Callable[[], None]]] = {}
         self._listeners: tuple[Callable[[], None], ...] = ()
         self._anomalies: AnomalyWatch | None = None
+        self._failing: set[str] = set()
         self._cpu = CounterCell()
         self._names_at = 0.0
         self._lock = threading.RLock()  # definitions; held for moments, and while nothing else is waited for
@@ -520,6 +526,8 @@ class ResourceMonitor:
 
     def set_anomaly_detector(self, detector: AnomalyDetector | None) -> None:
         """Let ``detector`` watch the main metric of each resource, and those that are configured. None: no more."""
+        if detector is not None and (isinstance(detector, type) or not hasattr(detector, "step")):
+            raise TypeError("set_anomaly_detector takes an AnomalyDetector(), or None")
         with self._lock:
             self.detector = detector
             self._anomalies = None if detector is None else AnomalyWatch(self, detector)
@@ -592,11 +600,11 @@ class ResourceMonitor:
             self._aliases.feed()
             self._watch_self()
             frame = self.store.tick(now)
-            self.history.append(frame)
+            self._guarded("history", partial(self.history.append, frame))
             resources = {resource.id: resource.type for resource in self.manager}
             changes = self.alerts.evaluate(frame, resources, self._explain)
             if self._anomalies is not None:
-                changes += self._anomalies.step(frame)
+                changes += self._guarded("anomaly detector", partial(self._anomalies.step, frame)) or []
             self.health.update(now, self.alerts.firing())
             self.alerts.deliver(changes)
             self.callers.step(now, self.manager, self.stat_of)
@@ -607,6 +615,18 @@ class ResourceMonitor:
                     log.exception("a listener failed")
             self.tick_seconds = time.perf_counter() - began
             self._cpu.value += time.thread_time() - cpu
+
+    def _guarded(self, part: str, step: Callable[[], T]) -> T | None:
+        """Let a part that may be another's do its step of a tick; when it fails, the rest of the tick goes on."""
+        try:
+            result = step()
+        except Exception:
+            if part not in self._failing:
+                self._failing.add(part)
+                log.exception("the %s failed; alerts and health go on without it", part)
+            return None
+        self._failing.discard(part)
+        return result
 
     def freeze(self) -> None:
         """Freeze what the application recorded, touching no resource; for readers while the monitor does not run."""

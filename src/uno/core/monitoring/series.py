@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextvars import ContextVar
 from math import inf, nan
 from operator import attrgetter
@@ -247,16 +247,32 @@ class SeriesStore:
     def remove(self, resource: str) -> None:
         """Forget the series of a resource; they revive with their history when it comes back."""
         with self._lock:
-            for key in [k for k, s in self._series.items() if s.resource == resource]:
-                series = self._series.pop(key)
-                series.live = False
-                self._used -= series.width
-                for i in range(series.column, series.column + series.width):
-                    self._columns[i] = _GAP
-                self._gone[key] = series
+            removed = self._by_resource.pop(resource, [])
+            for series in removed:
+                self._retire(series)
             for source in [source for source in self._sampled if source[0] == resource]:
                 del self._sampled[source]
-            self._index()
+            if any(series.metric.kind == "histogram" for series in removed):
+                self._histograms = [series for series in self._histograms if series.live]
+            self.version += 1
+
+    def withdraw(self, resource: str, source: str, names: Container[str]) -> None:
+        """Forget series that a source has given: another one gives metrics of these names from now on."""
+        with self._lock:
+            sampled = self._sampled.get((resource, source), {})
+            for key in [key for key in sampled if key[0].name in names]:
+                series = sampled.pop(key)
+                if series.live:
+                    self._retire(series)
+                    self._index()
+
+    def _retire(self, series: Series) -> None:
+        key = (series.resource, series.metric.name, series.labels)
+        self._gone[key] = self._series.pop(key)
+        series.live = False
+        self._used -= series.width
+        for i in range(series.column, series.column + series.width):
+            self._columns[i] = _GAP
 
     def _put_cell(self, series: Series, cell: Cell) -> None:
         series.cell = cell
@@ -362,7 +378,8 @@ class SeriesStore:
         if last is not None and time > last.time:
             before = last.row if moved is None else last.row[moved]
             n = min(len(before), len(row))
-            change = row[:n] - before[:n]
+            with np.errstate(invalid="ignore", over="ignore"):  # of infinite gauges
+                change = row[:n] - before[:n]
             change[change < 0] = np.nan
             rates[:n] = change / (time - last.time)
             rates[~counting] = np.nan

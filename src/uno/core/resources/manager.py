@@ -112,6 +112,8 @@ class ResourceManager:
             raise ResourceError(
                 f"bad resource id {id!r}: use 1 to 120 letters, digits and any of _ . : / @ + -, for example 'main-db'"
             )
+        if name is not None and not (isinstance(name, str) and name.strip()):
+            raise ResourceError(f"name= is a text for people, for example 'Main database', not {name!r}")
         if type is None:
             type = driver.resource_type if driver is not None else CUSTOM
         if not isinstance(type, str) or not ID.match(type):

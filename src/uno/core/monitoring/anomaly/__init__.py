@@ -290,9 +290,9 @@ class AnomalyDetector:
 
 
 def _checked_sensitivity(value: float) -> float:
-    if not 0 <= value <= 1:
+    if not (isinstance(value, (int, float)) and 0 <= value <= 1):
         raise ValueError(
-            f"sensitivity is {value}; give a number from 0 (one false alarm a year) to 1 (twelve a week)"
+            f"sensitivity is {value!r}; give a number from 0 (one false alarm a year) to 1 (twelve a week)"
         )
     return float(value)
 

@@ -83,7 +83,8 @@ class Coarse:
         self.n[:width] += known
         np.fmin(self.low[:width], signal, out=self.low[:width])
         np.fmax(self.high[:width], signal, out=self.high[:width])
-        np.add(self.mean[:width], signal, out=self.mean[:width], where=known)
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.add(self.mean[:width], signal, out=self.mean[:width], where=known)
         np.copyto(self.last[:width], row, where=~np.isnan(row))
         self.seconds += seconds
         self.ticks += 1
