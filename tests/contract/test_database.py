@@ -478,3 +478,19 @@ def test_no_output_has_a_password(monitor: ResourceMonitor) -> None:
     assert "127.0.0.1:9/shop" in said
     assert "s3cr3t" not in said
     assert "bob" not in said
+
+
+def test_sqlite_in_memory_is_left_to_its_thread(
+    monitor: ResourceMonitor, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = sa.create_engine("sqlite://", poolclass=pools.QueuePool, pool_size=1)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE orders (id INTEGER)")
+    shop = Watched(monitor, engine)
+    stat = monitor.stat_of(shop.resource)
+    assert stat is not None
+    stat.last_ok = 0.0  # as if nothing had happened for long
+    assert asyncio.run(shop.resource.ping()) is None
+    assert select(engine, "SELECT count(*) FROM orders") == 0, "the table is still there"
+    assert not [record for record in caplog.records if record.name.startswith("sqlalchemy")]
+    engine.dispose()

@@ -94,8 +94,7 @@ def test_commands_pipelines_and_the_pool(monitor: ResourceMonitor, client: redis
         watching.set("a", 1)
         watching.execute()
     soon(lambda: monitor.read("cache", DURATION, stat="count") == 14, "10 commands, 2 watched, 2 pipelines")
-    assert monitor.read("cache", WAIT, stat="count") == 12
-    assert monitor.read("cache", USE, stat="count") == 12
+    assert monitor.read("cache", WAIT, stat="count") == 0, "the default pool makes nobody wait"
     assert monitor.read("cache", CREATE, stat="count") == 1
     assert monitor.read("cache", "connections", IDLE) == 1
     assert monitor.read("cache", "connections", USED) == 0
@@ -111,7 +110,8 @@ async def test_async_commands(monitor: ResourceMonitor, aclient: redis.asyncio.R
         pipe.get("a").get("a")
         assert await pipe.execute() == [b"4", b"4"]
     await asoon(lambda: monitor.read("cache", DURATION, stat="count") == 6, "6 commands")
-    assert monitor.read("cache", WAIT, stat="count") == monitor.read("cache", USE, stat="count") == 6
+    assert monitor.read("cache", WAIT, stat="count") == 0
+    assert monitor.read("cache", USE, stat="count") == 6
     assert monitor.read("cache", CREATE, stat="count") == 1
     assert resource.driver.bound_loop(aclient) is asyncio.get_running_loop()  # type: ignore[union-attr]
     assert (await resource.get_statistics())["total_queries"] == 6
@@ -176,6 +176,7 @@ def test_a_blocking_pool_that_is_used_up(monitor: ResourceMonitor, redis_server:
     client = redis.Redis(connection_pool=pool)
     resource = monitor.manager.register(client, id="cache")
     client.set("a", 1)
+    time.sleep(0.01)  # places are looked up a thousand times a second at most
     held = [pool.get_connection() for _ in range(2)]
     waits: list[float] = []
 
@@ -216,6 +217,7 @@ async def test_an_async_blocking_pool_that_is_used_up(
     client = redis.asyncio.Redis(connection_pool=pool)
     resource = monitor.manager.register(client, id="cache")
     await client.set("a", 1)
+    await asyncio.sleep(0.01)  # places are looked up a thousand times a second at most
     held = await pool.get_connection()
     await asoon(lambda: monitor.read("cache", WAIT, stat="count") == 2)
     before = monitor.read("cache", WAIT, stat="sum") or 0

@@ -333,7 +333,7 @@ def test_without_a_tick_the_memory_stays_bounded() -> None:
     cell = HistogramCell()
     for _ in range(20_000):
         cell.observe(1.0)
-    assert len(cell._buffer) < 5_000
+    assert len(cell.pending) < 5_000
     cell.fold()
     assert cell.total == 20_000
 

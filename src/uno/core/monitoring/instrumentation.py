@@ -12,25 +12,28 @@ import os
 import re
 import sys
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import lru_cache
 from threading import current_thread, local
-from time import monotonic, perf_counter
+from time import get_clock_info, monotonic, perf_counter
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
-from uno.core.monitoring.metrics import CounterCell, HistogramCell
+from uno.core.monitoring.metrics import MAX_PENDING, CounterCell, HistogramCell
 
 log = logging.getLogger("uno.hooks")
 
+#: Whether perf_counter() and monotonic() tell the same time, as on Linux and macOS.
+ONE_CLOCK = get_clock_info("perf_counter").implementation == get_clock_info("monotonic").implementation
 MAX_CALLERS = 64
 MAX_HOLDS = 4_096
 SLOW_SECONDS = 0.5
 OWN = "uno monitor"
 
 _CORE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
 
 @lru_cache(1)
 def _foreign() -> tuple[str, ...]:
@@ -212,8 +215,8 @@ class Stat:
 
     __slots__ = (
         "__weakref__", "active", "callers", "connects", "duration", "errors", "extra", "holds", "last_error",
-        "last_error_kind", "last_ok", "outcomes", "process", "running", "sited", "slow", "slow_sites", "timeouts",
-        "total", "use", "wait", "waiters",
+        "last_error_kind", "last_ok", "log", "outcomes", "process", "running", "sited", "slow", "slow_sites",
+        "timeouts", "total", "use", "wait", "waiters",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -233,8 +236,10 @@ class Stat:
         #: calls and errors by caller: the edges of the dependency map
         self.callers: dict[str, tuple[CounterCell, CounterCell]] = {}
         self.slow_sites: dict[Site | None, int] = {}
-        #: when each operation that runs now was started (perf_counter), by whatever key the hook uses
-        self.running: dict[float, float] = {}
+        #: the operations that run now, by whatever key the hook uses: when each started (perf_counter), for whom
+        self.running: dict[float, tuple[float, str]] = {}
+        #: operations that went well and are not counted yet: start and end (perf_counter), for whom
+        self.log: list[tuple[float, float, str]] = []
         #: when a hook last looked up the place of a call, for those that do it at most a thousand times a second
         self.sited = 0.0
         self.last_ok = 0.0
@@ -308,9 +313,24 @@ class Stat:
         self.use.add(held)
         return held
 
+    def drain(self) -> None:
+        """Count the operations of ``log``: hooks of fast clients only write them down."""
+        log, self.log = self.log, []  # no call in between: nothing can be appended to the old one any more
+        if not log:
+            return
+        times = [end - start for start, end, _ in log]
+        self.duration.pending.extend(times)
+        n = len(times)
+        self.total.value += n
+        for name, calls in Counter([name for _, _, name in log]).items():
+            self.called(name)[0].value += calls
+        self.last_ok = max(self.last_ok, log[-1][1] if ONE_CLOCK else monotonic())
+        if len(self.duration.pending) > MAX_PENDING:
+            self.duration.fold()
+
     def longest_running(self) -> float:
         """Seconds for which the oldest of the operations that run now has been running; 0 when none does."""
-        since = min(list(self.running.values()), default=None)
+        since = min((start for start, _ in list(self.running.values())), default=None)
         return 0.0 if since is None else perf_counter() - since
 
     def oldest(self) -> float:
@@ -336,6 +356,17 @@ def describe_holds(stat: Stat, noun: str, limit: float | None = None, *, most: i
     more = f"; and {len(worst) - most} more places" if len(worst) > most else ""
     of = "" if limit is None else f" of {limit:g}"
     return f"{total}{of} {noun}{'' if total == 1 and not of else 's'} held: {places}{more}"
+
+
+def describe_running(stat: Stat, *, most: int = 3) -> str:
+    """On whose behalf operations run now: "4 running: GET /cart (3, longest 0.2 s); thread jobs (1, ...)"."""
+    now = perf_counter()
+    groups: dict[str, list[float]] = {}
+    for start, name in list(stat.running.values()):
+        groups.setdefault(name, []).append(now - start)
+    worst = sorted(groups.items(), key=lambda group: (-len(group[1]), -max(group[1])))[:most]
+    places = "; ".join(f"{name} ({len(ages)}, longest {max(ages):.1f} s)" for name, ages in worst)
+    return f"{sum(map(len, groups.values()))} running: {places}" if places else ""
 
 
 def describe_slow(stat: Stat, *, most: int = 3) -> str:

@@ -23,7 +23,7 @@ DEFAULT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 MAX_CHILDREN = 1_000
 MAX_LABEL_LENGTH = 200
 OVERFLOW = "_overflow"
-_BUFFER = 4_096
+MAX_PENDING = 4_096
 _LARGEST = 709.78  # the logarithm of the largest float
 _NAME = re.compile(r"[A-Za-z_:][A-Za-z0-9_:.]*\Z")
 _LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
@@ -195,8 +195,8 @@ class HistogramCell:
     """
 
     __slots__ = (
-        "_append", "_buffer", "_interval", "_lock", "_top", "bounds", "bucket_counts", "count", "frozen", "max",
-        "mean", "p95", "sum", "total", "weight",
+        "_append", "_interval", "_lock", "_top", "bounds", "bucket_counts", "count", "frozen", "max",
+        "mean", "p95", "pending", "sum", "total", "weight",
     )  # fmt: skip
 
     def __init__(self, bounds: Sequence[float] = DEFAULT_BUCKETS) -> None:
@@ -208,8 +208,10 @@ class HistogramCell:
         self.frozen: tuple[int, float, tuple[int, ...]] = (0, 0.0, tuple(self.bucket_counts))
         self.count, self.sum = _Slot(0.0), _Slot(0.0)
         self.mean, self.p95, self.max = _Slot(nan), _Slot(nan), _Slot(nan)
-        self._buffer: list[float] = []
-        self._append = self._buffer.append
+        #: What was observed and is not folded yet. Always the same list: hooks append finite floats to it, and call
+        #: fold() when it is longer than MAX_PENDING.
+        self.pending: list[float] = []
+        self._append = self.pending.append
         self._interval = Sketch()
         self._top = -inf
         self._lock = threading.RLock()  # re-entrant: a signal handler may observe while this thread folds
@@ -221,13 +223,13 @@ class HistogramCell:
         if not -inf < value < inf:
             raise MetricError(f"a histogram takes finite numbers, not {value!r}")
         self._append(value)
-        if len(self._buffer) >= _BUFFER:  # nobody ticks: stay bounded
+        if len(self.pending) >= MAX_PENDING:  # nobody ticks: stay bounded
             self.fold()
 
     def add(self, value: float) -> None:
         """Count ``value``, a finite float for certain: observe() without its checks, for hooks."""
         self._append(value)
-        if len(self._buffer) >= _BUFFER:
+        if len(self.pending) >= MAX_PENDING:
             self.fold()
 
     def time(self) -> _Timer:
@@ -237,7 +239,7 @@ class HistogramCell:
     def fold(self) -> None:
         """Bring what was appended into the totals."""
         with self._lock:
-            buffer = self._buffer
+            buffer = self.pending
             n = len(buffer)
             if not n:
                 return

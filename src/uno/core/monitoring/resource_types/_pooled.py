@@ -5,12 +5,15 @@ Size and waiting are read from the pool; times, holders, callers and errors come
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from time import monotonic, perf_counter
 from typing import Any, NamedTuple
 
 from uno.core.monitoring.instrumentation import (
     ATTRIBUTE,
+    MAX_CALLERS,
+    MAX_HOLDS,
+    ONE_CLOCK,
     OWN,
     Hold,
     Stat,
@@ -18,11 +21,13 @@ from uno.core.monitoring.instrumentation import (
     caller,
     describe_error,
     describe_holds,
+    describe_running,
     describe_slow,
     failures,
     scope,
     stat_of,
 )
+from uno.core.monitoring.metrics import MAX_PENDING
 from uno.core.monitoring.names import pick
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
 from uno.core.resources import Resource
@@ -34,6 +39,7 @@ RECENT = 9.0
 STALL = 1.0
 #: While no other connection is out, the place that takes one is looked up at most this often: it costs 0.5 us.
 SITE_SECONDS = 0.001
+_new = tuple.__new__  # _new(Hold, ...) is half the cost of Hold(...)
 _STATE = "db.client.connection.state"
 
 
@@ -76,8 +82,14 @@ class PooledMonitor(ResourceTypeMonitor):
         raise NotImplementedError
 
     def stat_for(self, target: Any) -> Stat:
-        """The Stat of ``target``, made when there is none."""
+        """The Stat of ``target``, made when there is none, with all that hooks wrote down counted."""
         raise NotImplementedError
+
+    def stat(self, target: Any) -> Stat | None:
+        stat = super().stat(target)
+        if stat is not None:
+            stat.drain()
+        return stat
 
     def attach(self, target: Any) -> None:
         self.stat_for(target)
@@ -129,7 +141,7 @@ class PooledMonitor(ResourceTypeMonitor):
             said = (stalled, describe_slow(stat), describe_error(stat))
         else:
             holders = describe_holds(stat, "connection", self.pool_use(target).limit)
-            said = (holders, stalled, describe_error(stat))
+            said = (holders or describe_running(stat), stalled, describe_error(stat))
         return "; ".join(filter(None, said))
 
     # -- health ----------------------------------------------------------------------------------------
@@ -153,84 +165,106 @@ class PooledMonitor(ResourceTypeMonitor):
 
 # -- what hooks record ---------------------------------------------------------------------------------
 # ``owner`` is the object that the Stat hangs on. Each of these is safe to call from a hook: it never raises.
+# They run for each command of a fast client, so they are plain tuples and few calls.
+
+#: An operation that runs: its Stat, when it started, on whose behalf.
+Begun = tuple[Stat, float, str]
+#: The same of a request for a connection, and the mark of who has to wait for it.
+Asked = tuple[Stat, float, str, Hold | None]
 
 
-class Operation(NamedTuple):
-    """A query or command that runs, or a request for a connection that may wait."""
-
-    stat: Stat
-    start: float
-    caller: str
-    waiter: Hold | None = None
-
-
-def begin(owner: Any) -> Operation | None:
+def begin(owner: Any) -> Begun | None:
     """An operation starts. None for the monitor's own, which are no traffic of the application."""
     try:
         current = scope.get()
-        if current is None:
-            name = caller()
-        elif is_own(current):
+        name = caller() if current is None else current._name or current.name
+        if name == OWN:
             return None
-        else:
-            name = current.name
         stat: Stat = owner.__dict__.get(ATTRIBUTE) or stat_of(owner)
         start = perf_counter()
-        stat.running[start] = start
+        stat.running[start] = start, name
     except Exception as error:  # noqa: BLE001 - a hook never fails the call
         failures("begin", error)
         return None
-    return _operation((stat, start, name, None))
+    return stat, start, name
 
 
-def end(begun: Operation | None, error: BaseException | None, slow: float, *, timed: bool = True) -> None:
-    """The operation ended. A cancelled one neither failed nor succeeded; one that is not ``timed`` was meant
-    to take its time."""
+def end(begun: Begun | None, slow: float, *, timed: bool = True) -> None:
+    """The operation succeeded; one that is not ``timed`` was meant to take its time."""
     if begun is None:
         return
     try:
-        stat, start, name, _ = begun
+        stat, start, name = begun
+        now = perf_counter()
+        stat.running.pop(start, None)
+        if not timed:
+            stat.last_ok = now if ONE_CLOCK else monotonic()
+            stat.total.value += 1
+            stat.called(name)[0].value += 1
+            return
+        log = stat.log
+        log.append((start, now, name))
+        if len(log) > MAX_PENDING:
+            stat.drain()
+        if now - start > slow:
+            note_slow(stat)
+    except Exception as error:  # noqa: BLE001
+        failures("end", error)
+
+
+def note_slow(stat: Stat) -> None:
+    """An operation was slow: note from where it was called."""
+    stat.slow.value += 1
+    site = call_site(4)
+    if site in stat.slow_sites or len(stat.slow_sites) < MAX_CALLERS:
+        stat.slow_sites[site] = stat.slow_sites.get(site, 0) + 1
+
+
+def fail(begun: Begun | None, error: BaseException, slow: float, *, timed: bool = True) -> None:
+    """The operation raised. A cancelled one neither failed nor succeeded."""
+    if begun is None:
+        return
+    try:
+        stat, start, name = begun
         seconds = perf_counter() - start
         stat.running.pop(start, None)
-        failed = error is not None and isinstance(error, Exception)
-        if timed and (failed or error is None):
+        failed = isinstance(error, Exception)
+        if timed and failed:
             stat.done(seconds, error, name, slow)
             return
         stat.total.value += 1
         calls, errors = stat.called(name)
         calls.value += 1
-        if failed and error is not None:
+        if failed:
             stat.failed(error)
             errors.value += 1
         elif timed:
             stat.duration.add(seconds)
     except Exception as failure:  # noqa: BLE001
-        failures("end", failure)
+        failures("fail", failure)
 
 
-def ask(owner: Any, limit: float | None) -> Operation | None:
-    """A connection is asked for; the caller waits when all of ``limit`` are held."""
+def ask(owner: Any, limit: float | None) -> Asked | None:
+    """A connection is asked for; the caller waits, or is refused, when all of ``limit`` are held."""
     try:
         current = scope.get()
-        if current is None:
-            name = caller()
-        elif is_own(current):
+        name = caller() if current is None else current._name or current.name
+        if name == OWN:
             return None
-        else:
-            name = current.name
         stat: Stat = owner.__dict__.get(ATTRIBUTE) or stat_of(owner)
         waiter = None
         if limit is not None and len(stat.holds) >= limit:
             waiter = Hold(call_site(3), name, monotonic())
             stat.waiters[id(waiter)] = waiter
-        return _operation((stat, perf_counter(), name, waiter))
     except Exception as error:  # noqa: BLE001
         failures("ask", error)
         return None
+    return stat, perf_counter(), name, waiter
 
 
-def got(asked: Operation | None, key: int, began: float | None = None) -> None:
-    """The connection is there. ``key`` is what it is returned under; ``began``, when making it began, if it is new."""
+def got(asked: Asked | None, key: int, began: float | None = None, *, waits: bool = True) -> None:
+    """The connection is there. ``key`` is what it is returned under; ``began``, when making it began, if it is new;
+    ``waits``, whether this pool makes anybody wait at all."""
     if asked is None:
         return
     try:
@@ -238,28 +272,36 @@ def got(asked: Operation | None, key: int, began: float | None = None) -> None:
         now = perf_counter()
         if waiter is not None:
             stat.waiters.pop(id(waiter), None)
+        waited = now - start
         if began is not None and began >= start:
             stat.connects.add(now - began)
-            now = began
-        stat.wait.add(now - start)
+            waited = began - start
+        if waits:
+            pending = stat.wait.pending
+            pending.append(waited)
+            if len(pending) > MAX_PENDING:
+                stat.wait.fold()
+        holds = stat.holds
         site = None
-        if stat.holds or now - stat.sited > SITE_SECONDS:
+        if holds or now - stat.sited > SITE_SECONDS:
             stat.sited = now
             site = call_site(3)
-        stat.hold(key, site, name)
+        if len(holds) < MAX_HOLDS:
+            holds[key] = _new(Hold, (site, name, now if ONE_CLOCK else monotonic()))
     except Exception as error:  # noqa: BLE001
         failures("got", error)
 
 
-def refused(asked: Operation | None, in_vain: Callable[[Operation], bool]) -> None:
-    """There was no connection; ``in_vain``: for want of a free one, rather than for any other reason."""
+def refused(asked: Asked | None, *, timed_out: bool) -> None:
+    """There was no connection; ``timed_out``: for want of a free one, rather than for any other reason."""
     if asked is None:
         return
     try:
-        if asked.waiter is not None:
-            asked.stat.waiters.pop(id(asked.waiter), None)
-        if in_vain(asked):
-            asked.stat.timeouts.value += 1
+        stat, _, _, waiter = asked
+        if waiter is not None:
+            stat.waiters.pop(id(waiter), None)
+        if timed_out:
+            stat.timeouts.value += 1
     except Exception as error:  # noqa: BLE001
         failures("refused", error)
 
@@ -267,9 +309,13 @@ def refused(asked: Operation | None, in_vain: Callable[[Operation], bool]) -> No
 def returned(owner: Any, key: int) -> None:
     """The connection is given back."""
     try:
-        stat = owner.__dict__.get(ATTRIBUTE)
-        if stat is not None:
-            stat.release(key)
+        stat: Stat | None = owner.__dict__.get(ATTRIBUTE)
+        hold = None if stat is None else stat.holds.pop(key, None)
+        if hold is not None and stat is not None:
+            pending = stat.use.pending
+            pending.append((perf_counter() if ONE_CLOCK else monotonic()) - hold[2])
+            if len(pending) > MAX_PENDING:
+                stat.use.fold()
     except Exception as error:  # noqa: BLE001
         failures("returned", error)
 
@@ -277,7 +323,3 @@ def returned(owner: Any, key: int) -> None:
 def is_own(current: Any) -> bool:
     """Whether a call scope is the monitor's own."""
     return current is not None and current._name == OWN
-
-
-def _operation(values: tuple[Stat, float, str, Hold | None]) -> Operation:
-    return tuple.__new__(Operation, values)  # half the cost of Operation(*values)

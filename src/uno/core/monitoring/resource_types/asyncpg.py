@@ -22,12 +22,13 @@ from uno.core.monitoring.instrumentation import (
     stat_of,
 )
 from uno.core.monitoring.resource_types._pooled import (
-    Operation,
+    Begun,
     PooledMonitor,
     PoolUse,
     ask,
     begin,
     end,
+    fail,
     got,
     is_own,
     refused,
@@ -78,7 +79,11 @@ class AsyncpgPool(PooledMonitor):
 
     def stat_for(self, target: Any) -> Stat:
         anchor = _anchor(target)
-        return Stat() if anchor is None else stat_of(anchor)
+        if anchor is None:
+            return Stat()
+        stat = stat_of(anchor)
+        stat.drain()
+        return stat
 
     def pool_use(self, target: Any) -> PoolUse:
         queue = target._queue
@@ -210,8 +215,8 @@ def _acquire(original: Any) -> Any:
         try:
             proxy = await original(self, *args, **kwargs)
         except BaseException as error:
-            timed_out = isinstance(error, TimeoutError)
-            refused(asked, lambda asked: timed_out and asked.waiter is not None)
+            waited = asked is not None and asked[3] is not None
+            refused(asked, timed_out=waited and isinstance(error, TimeoutError))
             raise
         if anchor is not None:
             key = id(proxy._holder)
@@ -261,7 +266,7 @@ def _reset(original: Any) -> Any:
     return reset
 
 
-def _begun(connection: Any) -> Operation | None:
+def _begun(connection: Any) -> Begun | None:
     """A query starts; None on a connection outside of pools, as SQLAlchemy's are."""
     try:
         proxy = connection._proxy
@@ -280,9 +285,9 @@ def _query(original: Any) -> Any:
         try:
             result = await original(self, *args, **kwargs)
         except BaseException as error:
-            end(begun, error, SLOW_SECONDS)
+            fail(begun, error, SLOW_SECONDS)
             raise
-        end(begun, None, SLOW_SECONDS)
+        end(begun, SLOW_SECONDS)
         return result
 
     return query
@@ -307,9 +312,9 @@ def _inner_query(original: Any) -> Any:
         try:
             result = await original(self, *args, **kwargs)
         except BaseException as error:
-            end(begun, error, SLOW_SECONDS)
+            fail(begun, error, SLOW_SECONDS)
             raise
-        end(begun, None, SLOW_SECONDS)
+        end(begun, SLOW_SECONDS)
         return result
 
     return query

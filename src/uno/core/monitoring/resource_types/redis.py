@@ -1,27 +1,44 @@
 """How are Redis and Valkey clients watched, sync and async?
 
 The numbers hang on the connection pool, which several clients may share. Commands that wait on purpose
-(BLPOP, WAIT, XREAD BLOCK ...) are counted, but their duration says nothing about the server.
+(BLPOP, WAIT, XREAD BLOCK ...) are counted, but their duration says nothing about the server. The default pool makes
+nobody wait, it refuses: it has no wait time; and while a command of a sync client has one of its connections, that
+is known as a running command only, to be cheap. A blocking pool is watched in full.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
-from uno.core.monitoring.instrumentation import Stat, announce, failures, install, stat_of
+from uno.core.monitoring.instrumentation import (
+    ATTRIBUTE,
+    OWN,
+    Stat,
+    announce,
+    caller,
+    failures,
+    install,
+    scope,
+    stat_of,
+)
+from uno.core.monitoring.metrics import MAX_PENDING
 from uno.core.monitoring.resource_types._pooled import (
-    Operation,
+    Asked,
+    Begun,
     PooledMonitor,
     PoolUse,
     ask,
     begin,
     end,
+    fail,
     got,
+    note_slow,
     refused,
     returned,
 )
@@ -80,7 +97,9 @@ class _Clients(PooledMonitor):
         return Identity(self.library, f"{place}/{database}", labels)
 
     def stat_for(self, target: Any) -> Stat:
-        return stat_of(_pool(target))
+        stat = stat_of(_pool(target))
+        stat.drain()
+        return stat
 
     def stat(self, target: Any) -> Stat | None:
         return super().stat(_pool(target))
@@ -110,22 +129,23 @@ class _Clients(PooledMonitor):
             hasattr(sys.modules.get(name), "BlockingConnectionPool") for name in self.modules[1:]
         ) and (hasattr(sys.modules.get(self.modules[0]), "Pipeline"))
 
-    def hooks(self) -> tuple[Any, Any, Any]:
-        """The hooks for a command, for Pipeline.execute and for get_connection."""
+    def hooks(self) -> tuple[Any, Any, Any, Any]:
+        """The hooks for a command, one while keys are watched, Pipeline.execute, and get_connection."""
         raise NotImplementedError
 
     def install(self) -> list[Callable[[], None]]:
         clients, connections = (sys.modules[name] for name in self.modules)
-        command, pipeline, get = self.hooks()
+        command, immediate, pipeline, get = self.hooks()
         client, pipe = getattr(clients, self.client), clients.Pipeline
         hooks = [
             (client, "__init__", _init),
             (client, "execute_command", command),
-            (pipe, "immediate_execute_command", command),
+            (pipe, "immediate_execute_command", immediate),
             (pipe, "execute", pipeline),
         ]
-        for pool in (connections.ConnectionPool, connections.BlockingConnectionPool):
-            hooks += [(pool, "get_connection", get), (pool, "release", _release)]
+        default, blocking = connections.ConnectionPool, connections.BlockingConnectionPool
+        hooks += [(default, "get_connection", get(waits=False)), (default, "release", _release_unless_brief)]
+        hooks += [(blocking, "get_connection", get(waits=True)), (blocking, "release", _release)]
         hooks += [(cls, "_connect", _connect) for cls in _family(connections.AbstractConnection)]
         return [install(cls, name, wrap) for cls, name, wrap in hooks if name in vars(cls)]
 
@@ -138,8 +158,8 @@ class RedisClient(_Clients):
     library, tested = "redis", ">=4.2,<9"
     modules = ("redis.client", "redis.connection")
 
-    def hooks(self) -> tuple[Any, Any, Any]:
-        return _command, _pipeline, _get
+    def hooks(self) -> tuple[Any, Any, Any, Any]:
+        return _command, _immediate_command, _pipeline, _get
 
     def ping(self, target: Any) -> bool | None:
         """Passive first; then PING on a free connection. None when the pool is used up."""
@@ -158,8 +178,8 @@ class AsyncRedisClient(_Clients):
     library, tested = "redis", ">=4.2,<9"
     modules = ("redis.asyncio.client", "redis.asyncio.connection")
 
-    def hooks(self) -> tuple[Any, Any, Any]:
-        return _async_command, _async_pipeline, _async_get
+    def hooks(self) -> tuple[Any, Any, Any, Any]:
+        return _async_command, _async_command, _async_pipeline, _async_get
 
     def bound_loop(self, target: Any) -> Any:
         pool = _pool(target)
@@ -265,30 +285,89 @@ def _init(original: Any) -> Any:
     return __init__
 
 
-def _end(begun: Operation | None, args: tuple[Any, ...], error: BaseException | None) -> None:
-    if error is not None and type(error).__name__ in _EXPECTED:
-        error = None
-    end(begun, error, SLOW_SECONDS, timed=not (args and args[0] in _BLOCKING and _waits(args)))
+def _timed(args: tuple[Any, ...]) -> bool:
+    """Whether the duration of a command tells how fast the server is."""
+    name = args[0]
+    if name.upper() in _READS:
+        return not any(word in _BLOCK for word in args if isinstance(word, str | bytes))
+    return False
 
 
-def _waits(args: tuple[Any, ...]) -> bool:
-    return args[0].upper() not in _READS or any(
-        word in _BLOCK for word in args if isinstance(word, str | bytes)
-    )
+def _fail(begun: Begun | None, args: tuple[Any, ...], error: BaseException) -> None:
+    timed = not args or args[0] not in _BLOCKING or _timed(args)
+    if type(error).__name__ in _EXPECTED:
+        end(begun, SLOW_SECONDS, timed=timed)
+    else:
+        fail(begun, error, SLOW_SECONDS, timed=timed)
+
+
+class _Here(threading.local):
+    """Whether this thread is in a command of a sync client."""
+
+    in_command = False
+
+
+_here = _Here()
 
 
 def _command(original: Any) -> Any:
+    # begin() and end() written out: calls would cost half as much again.
     def execute_command(self: Any, *args: Any, **options: Any) -> Any:
+        pool = self.connection_pool
+        try:
+            current = scope.get()
+            name = caller() if current is None else current._name or current.name
+            stat = pool.__dict__.get(ATTRIBUTE) or stat_of(pool)
+            own = name == OWN
+            start = perf_counter()
+            if not own:
+                stat.running[start] = start, name
+                _here.in_command = True
+        except Exception as error:  # noqa: BLE001 - a hook never fails the call
+            failures("Redis.execute_command", error)
+            own = True
+        if own:
+            return original(self, *args, **options)
+        try:
+            result = original(self, *args, **options)
+        except BaseException as error:
+            _here.in_command = False
+            _fail((stat, start, name), args, error)
+            raise
+        _here.in_command = False
+        if args[0] in _BLOCKING:
+            end((stat, start, name), SLOW_SECONDS, timed=_timed(args))
+            return result
+        try:
+            now = perf_counter()
+            del stat.running[start]
+            log = stat.log
+            log.append((start, now, name))
+            if len(log) > MAX_PENDING:
+                stat.drain()
+            if now - start > SLOW_SECONDS:
+                note_slow(stat)
+        except Exception as error:  # noqa: BLE001
+            failures("Redis.execute_command", error)
+        return result
+
+    return execute_command
+
+
+def _immediate_command(original: Any) -> Any:
+    """While keys are watched; its connection stays with the pipeline."""
+
+    def immediate_execute_command(self: Any, *args: Any, **options: Any) -> Any:
         begun = begin(self.connection_pool)
         try:
             result = original(self, *args, **options)
         except BaseException as error:
-            _end(begun, args, error)
+            _fail(begun, args, error)
             raise
-        _end(begun, args, None)
+        end(begun, SLOW_SECONDS, timed=args[0] not in _BLOCKING or _timed(args))
         return result
 
-    return execute_command
+    return immediate_execute_command
 
 
 def _async_command(original: Any) -> Any:
@@ -297,9 +376,9 @@ def _async_command(original: Any) -> Any:
         try:
             result = await original(self, *args, **options)
         except BaseException as error:
-            _end(begun, args, error)
+            _fail(begun, args, error)
             raise
-        _end(begun, args, None)
+        end(begun, SLOW_SECONDS, timed=args[0] not in _BLOCKING or _timed(args))
         return result
 
     return execute_command
@@ -311,9 +390,9 @@ def _pipeline(original: Any) -> Any:
         try:
             result = original(self, *args, **kwargs)
         except BaseException as error:
-            _end(begun, (), error)
+            _fail(begun, (), error)
             raise
-        _end(begun, (), None)
+        end(begun, SLOW_SECONDS)
         return result
 
     return execute
@@ -325,9 +404,9 @@ def _async_pipeline(original: Any) -> Any:
         try:
             result = await original(self, *args, **kwargs)
         except BaseException as error:
-            _end(begun, (), error)
+            _fail(begun, (), error)
             raise
-        _end(begun, (), None)
+        end(begun, SLOW_SECONDS)
         return result
 
     return execute
@@ -344,39 +423,60 @@ def _connect(original: Any) -> Any:
     return _connect
 
 
-def _exhausted(error: BaseException) -> Callable[[Operation], bool]:
+def _exhausted(asked: Asked | None, error: BaseException) -> bool:
     name, cause = type(error).__name__, type(error.__context__).__name__
-    return lambda asked: name == "MaxConnectionsError" or (asked.waiter is not None and cause in _EXHAUSTED)
+    full = asked is None or asked[3] is not None
+    return name == "MaxConnectionsError" or (full and name == "ConnectionError" and cause in _EXHAUSTED)
 
 
-def _get(original: Any) -> Any:
-    def get_connection(self: Any, *args: Any, **kwargs: Any) -> Any:
-        asked = ask(self, self.max_connections)
-        try:
-            connection = original(self, *args, **kwargs)
-        except BaseException as error:
-            refused(asked, _exhausted(error))
-            raise
-        got(asked, id(connection), connection.__dict__.pop(_CONNECTING, None))
-        return connection
+def _get(*, waits: bool) -> Any:
+    def wrap(original: Any) -> Any:
+        def get_connection(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if _here.in_command and not waits:
+                return _get_briefly(original, self, args, kwargs)
+            asked = ask(self, self.max_connections)
+            try:
+                connection = original(self, *args, **kwargs)
+            except BaseException as error:
+                refused(asked, timed_out=_exhausted(asked, error))
+                raise
+            got(asked, id(connection), connection.__dict__.pop(_CONNECTING, None), waits=waits)
+            return connection
 
-    return get_connection
+        return get_connection
+
+    return wrap
 
 
-def _async_get(original: Any) -> Any:
-    async def get_connection(self: Any, *args: Any, **kwargs: Any) -> Any:
-        asked = ask(self, self.max_connections)
-        try:
-            connection = await original(self, *args, **kwargs)
-        except BaseException as error:
-            refused(asked, _exhausted(error))
-            raise
-        if asked is not None and "loop" not in asked.stat.extra:
-            _bind(asked.stat)
-        got(asked, id(connection), connection.__dict__.pop(_CONNECTING, None))
-        return connection
+def _get_briefly(original: Any, pool: Any, args: Any, kwargs: Any) -> Any:
+    try:
+        connection = original(pool, *args, **kwargs)
+    except BaseException as error:
+        if _exhausted(None, error):
+            pool.__dict__[ATTRIBUTE].timeouts.value += 1
+        raise
+    if _CONNECTING in connection.__dict__:
+        pool.__dict__[ATTRIBUTE].connects.add(perf_counter() - connection.__dict__.pop(_CONNECTING))
+    return connection
 
-    return get_connection
+
+def _async_get(*, waits: bool) -> Any:
+    def wrap(original: Any) -> Any:
+        async def get_connection(self: Any, *args: Any, **kwargs: Any) -> Any:
+            asked = ask(self, self.max_connections)
+            try:
+                connection = await original(self, *args, **kwargs)
+            except BaseException as error:
+                refused(asked, timed_out=_exhausted(asked, error))
+                raise
+            if asked is not None and "loop" not in asked[0].extra:
+                _bind(asked[0])
+            got(asked, id(connection), connection.__dict__.pop(_CONNECTING, None), waits=waits)
+            return connection
+
+        return get_connection
+
+    return wrap
 
 
 def _bind(stat: Stat) -> None:
@@ -391,6 +491,15 @@ def _release(original: Any) -> Any:
 
     def release(self: Any, connection: Any, *args: Any, **kwargs: Any) -> Any:
         returned(self, id(connection))
+        return original(self, connection, *args, **kwargs)
+
+    return release
+
+
+def _release_unless_brief(original: Any) -> Any:
+    def release(self: Any, connection: Any, *args: Any, **kwargs: Any) -> Any:
+        if not _here.in_command:
+            returned(self, id(connection))
         return original(self, connection, *args, **kwargs)
 
     return release

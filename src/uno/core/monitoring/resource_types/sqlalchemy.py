@@ -30,6 +30,7 @@ from uno.core.monitoring.instrumentation import (
     scope,
     stat_of,
 )
+from uno.core.monitoring.metrics import MAX_PENDING
 from uno.core.monitoring.resource_types._pooled import SITE_SECONDS, PooledMonitor, PoolUse, is_own
 from uno.core.monitoring.thresholds import Threshold
 from uno.core.resources import Identity
@@ -115,15 +116,18 @@ class SqlalchemyEngine(PooledMonitor):
         ]
 
     def has_free_slot(self, target: Any) -> bool:
-        # A pool without a size shares one connection, or has one for each thread: not ours to use.
-        pool = self.engine(target).pool
-        return hasattr(pool, "_max_overflow") or type(pool).__name__ == "NullPool"
+        engine = self.engine(target)
+        # A pool without a size shares one connection, or has one for each thread: not ours to use. SQLite's
+        # connections to memory belong to the thread that made them.
+        sized = hasattr(engine.pool, "_max_overflow") or type(engine.pool).__name__ == "NullPool"
+        in_memory = engine.dialect.name == "sqlite" and (engine.url.database or ":memory:").startswith(":")
+        return sized and not in_memory and super().has_free_slot(target)
 
     def ping(self, target: Any) -> bool | None:
         """Passive first; then the driver's own ping on a free connection of the pool. None when it is used up."""
         if self.seems_up(target):
             return True
-        if not (self.has_free_slot(target) and super().has_free_slot(target)):
+        if not self.has_free_slot(target):
             return None
         engine = self.engine(target)
         if getattr(engine.dialect, "is_async", False):  # the inside of an AsyncEngine: not from this thread
@@ -166,9 +170,7 @@ class SqlalchemyAsyncEngine(SqlalchemyEngine):
 
         if self.seems_up(target):
             return True
-        if self.bound_loop(target) is not asyncio.get_running_loop():
-            return None
-        if not (self.has_free_slot(target) and PooledMonitor.has_free_slot(self, target)):
+        if self.bound_loop(target) is not asyncio.get_running_loop() or not self.has_free_slot(target):
             return None
         dialect = target.sync_engine.dialect
         async with target.connect() as connection:
@@ -186,10 +188,10 @@ def _family(cls: type) -> Iterator[type]:
 class _Watch:
     """What hangs on a pool: its engine's Stat, and what the hooks need of it at hand."""
 
-    __slots__ = ("holds", "limit", "made", "stat", "wait")
+    __slots__ = ("holds", "limit", "made", "stat", "use", "wait")
 
     def __init__(self, stat: Stat, limit: float | None) -> None:
-        self.stat, self.holds, self.wait = stat, stat.holds, stat.wait
+        self.stat, self.holds, self.wait, self.use = stat, stat.holds, stat.wait, stat.use
         self.limit = inf if limit is None else limit
         #: when making a connection began, by the id of its record
         self.made: dict[int, float] = {}
@@ -291,7 +293,10 @@ def _do_get(original: Any) -> Any:
                     return record
             if key in holds and holds[key][2] >= start:
                 return record  # it called itself, in a race for the last connection: counted within
-            watch.wait.add(waited)
+            pending = watch.wait.pending
+            pending.append(waited)
+            if len(pending) > MAX_PENDING:
+                watch.wait.fold()
             stat = watch.stat
             site = None
             if holds or now - stat.sited > SITE_SECONDS:
@@ -334,7 +339,10 @@ def _do_return_conn(original: Any) -> Any:
         if watch is not None:
             held = watch.holds.pop(id(record), None)
             if held is not None:
-                watch.stat.use.add(monotonic() - held[2])
+                pending = watch.use.pending
+                pending.append(monotonic() - held[2])
+                if len(pending) > MAX_PENDING:
+                    watch.use.fold()
         return original(self, record)
 
     return _do_return_conn
@@ -383,7 +391,8 @@ def _execute(original: Any) -> Any:
         running, key = stat.running, id(cursor)
         if key in running:  # a dialect that calls its parent's: count once
             return original(self, cursor, *args, **kwargs)
-        running[key] = start = perf_counter()
+        start = perf_counter()
+        running[key] = start, ""
         try:
             result = original(self, cursor, *args, **kwargs)
         except BaseException as error:
