@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -55,7 +56,7 @@ def client(redis_server: servers.Redis) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture
-async def aclient(redis_server: servers.Redis) -> AsyncIterator[redis.asyncio.Redis]:
+async def aclient(redis_server: servers.Redis) -> AsyncIterator[Any]:
     async with redis.asyncio.Redis.from_url(redis_server.url) as client:
         yield client
 
@@ -64,6 +65,10 @@ def stat(monitor: ResourceMonitor, id: str = "cache") -> Stat:
     found = monitor.stat_of(monitor.manager.get(id))
     assert found is not None
     return found
+
+
+def _seen_once(monitor: ResourceMonitor) -> bool:
+    return monitor.read("cache", DURATION, stat="count") == 1
 
 
 def explain(resource: Resource, metric: str = "uno.resource.utilization") -> str:
@@ -84,7 +89,8 @@ def test_commands_pipelines_and_the_pool(monitor: ResourceMonitor, client: redis
     for number in range(9):
         client.set("a", number)
     pipe = client.pipeline()
-    pipe.get("a").get("a")
+    pipe.get("a")
+    pipe.get("a")
     assert pipe.execute() == [b"8", b"8"]
     assert pipe.execute() == []  # nothing to send: no command
     with client.pipeline() as watching:
@@ -102,12 +108,13 @@ def test_commands_pipelines_and_the_pool(monitor: ResourceMonitor, client: redis
     soon(lambda: health(monitor) is HealthStatus.UP, "a ping that was passive")
 
 
-async def test_async_commands(monitor: ResourceMonitor, aclient: redis.asyncio.Redis) -> None:
+async def test_async_commands(monitor: ResourceMonitor, aclient: Any) -> None:
     resource = monitor.manager.register(aclient, id="cache")
     for number in range(5):
         await aclient.set("a", number)
     async with aclient.pipeline() as pipe:
-        pipe.get("a").get("a")
+        pipe.get("a")
+        pipe.get("a")
         assert await pipe.execute() == [b"4", b"4"]
     await asoon(lambda: monitor.read("cache", DURATION, stat="count") == 6, "6 commands")
     assert monitor.read("cache", WAIT, stat="count") == 0
@@ -281,7 +288,7 @@ def test_endpoint_without_credentials(monitor: ResourceMonitor, redis_with_passw
     assert resource.endpoint == f"127.0.0.1:{redis_with_password.port}/3"
     assert resource.labels["db.namespace"] == "3"
     soon(lambda: health(monitor) is HealthStatus.UP)
-    wrong = redis.Redis(port=redis_with_password.port, password="hunter2-canary", retry=None)
+    wrong = redis.Redis(port=redis_with_password.port, password="hunter2-canary", **QUICK)
     other = monitor.manager.register(wrong, id="wrong")
     with pytest.raises(redis.exceptions.RedisError):
         wrong.get("a")
@@ -356,7 +363,7 @@ def test_install_and_undo_leave_the_classes_as_they_were(redis_server: servers.R
                 monitor.manager.register(client, id="cache")
             client.get("a")
             for monitor in (first, second):
-                soon(lambda m=monitor: m.read("cache", DURATION, stat="count") == 1, "seen once by each")
+                soon(partial(_seen_once, monitor), "seen once by each")
     assert [dict(vars(cls)) for cls in classes] == before
 
 
@@ -364,7 +371,7 @@ def test_install_and_undo_leave_the_classes_as_they_were(redis_server: servers.R
 
 
 def test_a_frozen_server(monitor: ResourceMonitor, redis_server: servers.Redis) -> None:
-    client = redis.Redis(port=redis_server.port, socket_timeout=8, retry=None)
+    client = redis.Redis(port=redis_server.port, socket_timeout=8, **QUICK)
     resource = monitor.manager.register(client, id="cache")
     client.get("a")
     soon(lambda: health(monitor) is HealthStatus.UP)
@@ -392,7 +399,7 @@ def test_a_frozen_server(monitor: ResourceMonitor, redis_server: servers.Redis) 
 async def test_a_frozen_server_and_an_async_client(
     monitor: ResourceMonitor, redis_server: servers.Redis
 ) -> None:
-    client = redis.asyncio.Redis(port=redis_server.port, socket_timeout=8, retry=None)
+    client: Any = redis.asyncio.Redis(port=redis_server.port, socket_timeout=8, **QUICK)
     monitor.manager.register(client, id="cache")
     await client.get("a")
     await asoon(lambda: health(monitor) is HealthStatus.UP)
@@ -412,7 +419,7 @@ async def test_a_frozen_server_and_an_async_client(
 
 @pytest.mark.slow
 def test_a_server_that_dies_and_returns(monitor: ResourceMonitor, redis_server: servers.Redis) -> None:
-    client = redis.Redis(port=redis_server.port, retry=None)
+    client = redis.Redis(port=redis_server.port, **QUICK)
     monitor.manager.register(client, id="cache")
     client.get("a")
     redis_server.kill()

@@ -432,8 +432,6 @@ def _exhausted(asked: Asked | None, error: BaseException) -> bool:
 def _get(*, waits: bool) -> Any:
     def wrap(original: Any) -> Any:
         def get_connection(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if _here.in_command and not waits:
-                return _get_briefly(original, self, args, kwargs)
             asked = ask(self, self.max_connections)
             try:
                 connection = original(self, *args, **kwargs)
@@ -445,19 +443,26 @@ def _get(*, waits: bool) -> Any:
 
         return get_connection
 
-    return wrap
+    return wrap if waits else lambda original: _get_for_command(original, wrap(original))
 
 
-def _get_briefly(original: Any, pool: Any, args: Any, kwargs: Any) -> Any:
-    try:
-        connection = original(pool, *args, **kwargs)
-    except BaseException as error:
-        if _exhausted(None, error):
-            pool.__dict__[ATTRIBUTE].timeouts.value += 1
-        raise
-    if _CONNECTING in connection.__dict__:
-        pool.__dict__[ATTRIBUTE].connects.add(perf_counter() - connection.__dict__.pop(_CONNECTING))
-    return connection
+def _get_for_command(original: Any, watched: Any) -> Any:
+    """Of the default pool: in a command, ``original`` and next to nothing; else ``watched``."""
+
+    def get_connection(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not _here.in_command:
+            return watched(self, *args, **kwargs)
+        try:
+            connection = original(self, *args, **kwargs)
+        except BaseException as error:
+            if _exhausted(None, error):
+                stat_of(self).timeouts.value += 1
+            raise
+        if _CONNECTING in connection.__dict__:
+            stat_of(self).connects.add(perf_counter() - connection.__dict__.pop(_CONNECTING))
+        return connection
+
+    return get_connection
 
 
 def _async_get(*, waits: bool) -> Any:
