@@ -35,6 +35,8 @@ from uno.core.resources import Identity, Resource
 RECENT = 10.0
 MAX_HOSTS = 32
 _UNLIMITED = 2**31
+#: What is read of a pool; where one lacks any of it, its size is unknown.
+_READ = ("_connections", "_requests", "_max_connections")
 
 #: The request that is being sent here, for the pool's hooks beneath.
 _sending: ContextVar[tuple[Stat, Hold] | None] = ContextVar("uno_http_sending", default=None)
@@ -47,7 +49,7 @@ class HttpxClient(ResourceTypeMonitor):
     targets = ("httpx.Client", "httpx.AsyncClient", "httpx._client.Client", "httpx._client.AsyncClient")
     library = "httpx"
     core = "httpcore"
-    tested = ">=0.24,<1"
+    tested = ">=0.25.1,<1"
     blocking = False
     metrics = pick(
         "uno.resource.utilization",
@@ -197,7 +199,7 @@ def _place(url: Any) -> str:
 def _pools(client: Any) -> Iterator[Any]:
     for transport in (client._transport, *client._mounts.values()):
         pool = getattr(transport, "_pool", None)
-        if pool is not None and hasattr(pool, "_requests") and hasattr(pool, "_max_connections"):
+        if pool is not None and all(hasattr(pool, name) for name in _READ):
             yield pool
 
 
