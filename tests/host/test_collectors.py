@@ -334,8 +334,26 @@ def test_failures_go_with_their_resource(monitor: ResourceMonitor) -> None:
         monitor.tick()
         monitor.manager.unregister(f"job-{number}")
     monitor.tick()
-    monitor.tick()
     assert monitor.collection.failures == {}
+    assert monitor.store.select("uno", "uno.collect.failures") == []
+
+
+def test_a_ping_that_hangs_for_ever_is_down() -> None:
+    class Frozen:
+        def get_statistics(self) -> dict[str, float]:
+            return {"open": 1}
+
+        def ping(self) -> None:
+            done.wait()
+
+    done = threading.Event()
+    manager = ResourceManager()
+    manager.register(Frozen(), id="frozen")
+    try:
+        with ResourceMonitor(manager, interval=0.1) as monitor:
+            until(lambda: monitor.health_of("frozen").status is HealthStatus.DOWN)
+    finally:
+        done.set()
 
 
 def test_infinite_numbers_are_no_warning(monitor: ResourceMonitor) -> None:

@@ -256,7 +256,7 @@ class Collection:
         if declared:
             if source == "read":
                 batch.values = {key: v for key, v in batch.values.items() if key[0].name not in declared}
-            self._store.withdraw(resource.id, "read", declared)
+            self._store.withdraw(resource.id, "read", lambda spec, labels: spec.name in declared)
 
     def _ping_suspect(self, resource: Resource) -> None:
         """Ping soon, rather than in its turn, a resource whose calls seem to hang."""

@@ -303,6 +303,9 @@ class ResourceMonitor:
                 self._metrics.pop(key).watch(None)
             self._aliases.forget(resource.id)
         self.store.remove(resource.id)
+        self.store.withdraw(
+            SELF, "", lambda spec, labels: "target" in spec.labels and labels[0] == resource.id
+        )
         self.health.forget(resource.id)
         if isinstance(resource.target, LoopTarget):
             self._set_pulses()

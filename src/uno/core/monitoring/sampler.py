@@ -177,6 +177,10 @@ class Sampler:
         by_loop: dict[Any, list[Job]] = {}
         for job in jobs:
             if job.in_flight:
+                if job.every and job not in self._background and now >= job.not_before:
+                    self._finish(
+                        job, None, TimeoutError(), "timeout"
+                    )  # it still hangs: that is no answer either
                 continue
             if now < job.not_before:
                 continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from math import inf, nan
 from operator import attrgetter
@@ -256,15 +256,19 @@ class SeriesStore:
                 self._histograms = [series for series in self._histograms if series.live]
             self.version += 1
 
-    def withdraw(self, resource: str, source: str, names: Container[str]) -> None:
-        """Forget series that a source has given: another one gives metrics of these names from now on."""
+    def withdraw(self, resource: str, source: str, gone: Callable[[Spec, tuple[str, ...]], bool]) -> None:
+        """Forget the series of a source that will not come again."""
         with self._lock:
             sampled = self._sampled.get((resource, source), {})
-            for key in [key for key in sampled if key[0].name in names]:
-                series = sampled.pop(key)
+            leaving = [series for key, series in list(sampled.items()) if gone(*key)]
+            if not leaving:
+                return
+            # Replaced, never changed: a commit may be going through it.
+            self._sampled[resource, source] = {k: s for k, s in list(sampled.items()) if s not in leaving}
+            for series in leaving:
                 if series.live:
                     self._retire(series)
-                    self._index()
+            self._index()
 
     def _retire(self, series: Series) -> None:
         key = (series.resource, series.metric.name, series.labels)

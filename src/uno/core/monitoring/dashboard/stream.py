@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sys
 import threading
 from collections import deque
 from time import monotonic
@@ -243,6 +244,8 @@ def server_address() -> str | None:
     if not (isinstance(host, str) and host and isinstance(port, int) and port):
         return None
     if getattr(config, "uds", None) or getattr(config, "fd", None) is not None:
+        return None
+    if "gunicorn.arbiter" in sys.modules:  # which hands its sockets over: uvicorn's own address is not used
         return None
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"{'https' if getattr(config, 'is_ssl', False) else 'http'}://{host}:{port}"
