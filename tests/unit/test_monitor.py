@@ -303,6 +303,31 @@ def test_a_short_name_over_all_types(monitor: ResourceMonitor) -> None:
 # -- levels --------------------------------------------------------------------------------------------
 
 
+def test_thresholds_that_could_never_fire_are_told(
+    monitor: ResourceMonitor, caplog: pytest.LogCaptureFixture
+) -> None:
+    monitor.manager.register(asyncio.Queue(3), id="q")
+    for of in ({"resource_id": "q"}, {"resource_type": "task_queue"}):
+        with pytest.raises(MetricError, match="'queue_depth' has value, not 'p95'"):
+            monitor.set_threshold(**of, metric_name="queue_depth", threshold=Threshold(1, stat="p95"))
+    with pytest.raises(MetricError, match="not 'median'"):
+        monitor.set_threshold("q", "queue_depth", Threshold(1, stat="median"))
+    monitor.set_threshold(resource_type="task_quee", metric_name="depth", threshold=Threshold(1))
+    assert "no resource has the type 'task_quee' yet. Did you mean 'task_queue'?" in caplog.text
+
+
+def test_a_tick_by_hand_after_the_end_reads_all(monitor: ResourceMonitor) -> None:
+    def slow() -> dict[str, int]:
+        time.sleep(0.05)
+        return {"n": 1}
+
+    monitor.start()
+    monitor.stop()
+    monitor.manager.register(None, id="slow", read=slow)
+    monitor.tick()
+    assert monitor.read("slow", "n") == 1
+
+
 def test_thresholds_by_resource_by_type_and_none(monitor: ResourceMonitor, engine: sqlalchemy.Engine) -> None:
     monitor.manager.register(engine, id="main-db")
     held = [engine.connect() for _ in range(3)]

@@ -33,7 +33,7 @@ from uno.core.monitoring.resource_types.event_loop import LoopTarget
 from uno.core.monitoring.resource_types.file_handle import FileTarget
 from uno.core.monitoring.resource_types.process import ProcessTarget
 from uno.core.monitoring.sampler import Sampler, running_loop
-from uno.core.monitoring.series import Batch, SeriesStore
+from uno.core.monitoring.series import STATS, Batch, SeriesStore
 from uno.core.monitoring.thresholds import AlertLevel, Threshold
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
 from uno.core.resources import Resource, ResourceManager
@@ -471,8 +471,23 @@ class ResourceMonitor:
             raise TypeError("set_threshold needs metric_name=, for example 'connection_pool_usage'")
         if threshold is not None and not isinstance(threshold, Threshold):
             raise TypeError(f"threshold= is a Threshold, not {type(threshold).__name__}")
+        if resource_type is not None:
+            self._check_type(resource_type)
         name = self.resolve(resource_id, metric_name, resource_type=resource_type or "")
+        if threshold is not None and threshold.stat is not None:
+            specs = self._specs(self.manager.get(resource_id)) if resource_id is not None else {}
+            spec = specs.get(name) or STANDARD.get(name)
+            known = STATS[spec.kind] if spec is not None else {stat for of in STATS.values() for stat in of}
+            if threshold.stat not in known:
+                raise MetricError(f"{metric_name!r} has {', '.join(sorted(known))}, not {threshold.stat!r}")
         self.alerts.set(resource_id, resource_type, name, threshold)
+
+    def _check_type(self, resource_type: str) -> None:
+        """Say so when a type is unknown so far: it may come later, or be a slip."""
+        types = {"custom", *self.kinds.types(), *(resource.type for resource in self.manager)}
+        types |= {type_monitor.resource_type for type_monitor in self.collection.type_monitors}
+        if resource_type not in types:
+            log.warning("no resource has the type %r yet.%s", resource_type, near(resource_type, types))
 
     def on_alert(self, callback: C) -> C:
         """Call ``callback(alert)`` when an alert fires, changes its level or is resolved; usable as a decorator.

@@ -139,6 +139,9 @@ class Sampler:
             self._wake.set()
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
+            with self._lock:
+                if self._thread is None and not thread.is_alive():
+                    self._stop = threading.Event()  # a tick by hand waits for its jobs again
         self._own.close()
 
     def _main(self, stop: threading.Event) -> None:
