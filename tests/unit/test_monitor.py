@@ -318,7 +318,7 @@ def test_thresholds_that_could_never_fire_are_told(
 
 def test_a_tick_by_hand_after_the_end_reads_all(monitor: ResourceMonitor) -> None:
     def slow() -> dict[str, int]:
-        time.sleep(0.05)
+        time.sleep(0.005)
         return {"n": 1}
 
     monitor.start()
