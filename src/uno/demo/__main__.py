@@ -45,7 +45,9 @@ def main() -> int:
         else:
             print(f"uno demo cannot listen on {host} port {port}: {error.strerror}", file=sys.stderr)
         return 1
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)-8s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)-8s %(message)s", datefmt="%H:%M:%S"
+    )
     logging.getLogger("uno.alerts").setLevel(logging.INFO)  # also what is over
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
