@@ -278,6 +278,9 @@ class Collection:
         if error is None and result is None:  # it has no way to tell
             leads_out = resource.driver is not None and resource.endpoint is not None
             self._health.record_untold(resource.id, self._clock.now(), unused=leads_out)
+            job = self.jobs.get((resource.id, "ping"))
+            if leads_out and job is not None and not self._health.answered(resource.id):
+                job.not_before = min(job.not_before, job.started + RETRY)  # it may be used any moment
             return
         self._health.record_ping(
             resource.id, ok, reason or ("" if ok else "ping answered no"), self._clock.now()

@@ -225,6 +225,10 @@ class HealthBook:
         else:
             record.unused = unused
 
+    def answered(self, resource_id: str) -> bool:
+        """Whether a ping ever had an answer, good or bad."""
+        return self._record(resource_id).ping_ok is not None
+
     def record_collect(self, resource_id: str, ok: bool, reason: str, now: float) -> None:
         """A collection ended; `reason` as in `record_ping`."""
         record = self._record(resource_id)

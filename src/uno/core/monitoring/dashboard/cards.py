@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from uno import __version__
 from uno.core.monitoring.alerts import Alert, human, title_of
-from uno.core.monitoring.health import Health, HealthStatus
+from uno.core.monitoring.health import NO_ANSWER, Health, HealthStatus
 from uno.core.monitoring.names import STANDARD
 from uno.core.monitoring.series import STATS, Frame, Selector, Series, select_column
 from uno.core.monitoring.thresholds import AlertLevel
@@ -393,6 +393,10 @@ class Cards:
                 "level": "ok",
                 "text": f"All {n} resources are well." if n > 1 else f"{judged[0][0]} is well.",
             }
+        unused = [one for one in unknown if one[3]["reason"] == NO_ANSWER]
+        if not bad and len(unused) == len(unknown) < n:
+            text = f"{n - len(unused)} of {n} resources are well; no answer yet from {unused[0][0]}"
+            return {"level": "ok", "text": text + _more(len(unused) - 1)}
         if not bad:
             name, _, _, health = unknown[0]
             text = (
