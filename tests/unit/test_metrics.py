@@ -134,7 +134,7 @@ def test_recording_needs_no_lock_and_no_call_between_load_and_store() -> None:
 # -- refusals ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("amount", [-1, -1e-9, math.nan, -math.inf])
+@pytest.mark.parametrize("amount", [-1, -1e-9, math.nan, math.inf, -math.inf])
 def test_a_counter_only_grows(amount) -> None:
     counter = Counter("orders")
     counter.inc(3)
@@ -191,6 +191,13 @@ def test_a_total_is_a_number_from_zero_up(value) -> None:
         (lambda: Histogram("a", buckets=[1, 1]), "ascending"),
         (lambda: Histogram("a", buckets=[2, 1]), "ascending"),
         (lambda: Histogram("a", buckets=[1, math.nan]), "ascending"),
+        (lambda: Histogram("a", buckets=[math.nan]), "finite"),
+        (lambda: Histogram("a", buckets=[-math.inf, 1]), "finite"),
+        (lambda: Histogram("a", buckets=[1, math.inf, 2]), "finite"),
+        (lambda: Histogram("a", buckets=[math.inf]), "finite"),
+        (lambda: Histogram("a", buckets=["1"]), "takes a number, not str"),  # type: ignore[list-item]
+        (lambda: Histogram("a", buckets="123"), "sequence of numbers, not str"),  # type: ignore[arg-type]
+        (lambda: Histogram("a", buckets=5), "sequence of numbers, not int"),  # type: ignore[arg-type]
     ],
     ids=count(),
 )

@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from math import ceil, exp, inf, isfinite, log, nan
 from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar
@@ -60,10 +60,10 @@ class CounterCell:
         self._before = self._last = 0.0
 
     def inc(self, amount: float = 1) -> None:
-        """Add ``amount``; negative and NaN are refused with MetricError before anything changes."""
-        if not amount >= 0:
+        """Add ``amount``; negative, NaN and infinite are refused with MetricError before anything changes."""
+        if not 0 <= amount < inf:
             raise MetricError(
-                f"a counter only grows, cannot add {amount!r}; use a Gauge for values that fall"
+                f"a counter only grows, and by finite amounts: cannot add {amount!r}; use a Gauge for values that fall"
             )
         self.value += amount
 
@@ -490,10 +490,7 @@ class Histogram(Metric[HistogramCell]):
         buckets: Sequence[float] = DEFAULT_BUCKETS,
     ) -> None:
         super().__init__(name, description, labels, unit=unit, title=title)
-        bounds = [float(b) for b in buckets if b != inf]
-        if not bounds or any(not a < b for a, b in pairwise(bounds)):
-            raise MetricError(f"buckets of {name!r} must be ascending numbers, got {list(buckets)}")
-        self._bounds = tuple(bounds)
+        self._bounds = _bounds(name, buckets)
 
     def _new(self) -> HistogramCell:
         return HistogramCell(self._bounds)
@@ -505,6 +502,20 @@ class Histogram(Metric[HistogramCell]):
     def time(self) -> _Timer:
         """Time a ``with`` block, in the series without labels."""
         return self._only().time()
+
+
+def _bounds(name: str, buckets: Sequence[float]) -> tuple[float, ...]:
+    """The finite upper bounds; the last may be infinite, which is always there."""
+    if isinstance(buckets, str) or not isinstance(buckets, Iterable):
+        raise MetricError(f"buckets of {name!r} is a sequence of numbers, not {type(buckets).__name__}")
+    bounds = [number_of(bound, f"a bucket of {name!r}") for bound in buckets]
+    if bounds and bounds[-1] == inf:
+        bounds.pop()
+    if not bounds or not all(map(isfinite, bounds)) or any(not a < b for a, b in pairwise(bounds)):
+        raise MetricError(
+            f"buckets of {name!r} are finite ascending numbers, for example [0.1, 0.5, 1], not {bounds}"
+        )
+    return tuple(bounds)
 
 
 def metric_of(spec: Spec) -> Counter | Gauge | Histogram:
