@@ -165,6 +165,14 @@ def test_it_returns_the_monitor_that_it_was_given() -> None:
         ((FastAPI(), None, {"health_path": ""}), ValueError, "health_path"),
         ((FastAPI(), None, {"health_path": 5}), ValueError, "health_path"),
         ((FastAPI(), None, {"health_path": "/x", "dashboard_path": "/x/"}), ValueError, "the same"),
+        (
+            (FastAPI(), None, {"health_registry": 5}),
+            TypeError,
+            "health_registry= is a HealthRegistry, not int",
+        ),
+        ((FastAPI(), None, {"dependencies": "x"}), TypeError, r"dependencies=\[Depends\(check\)\]"),
+        ((FastAPI(), None, {"dependencies": [print]}), TypeError, r"dependencies=\[Depends\(check\)\]"),
+        ((FastAPI(), None, {"dependencies": 5}), TypeError, r"dependencies=\[Depends\(check\)\]"),
     ],
 )
 def test_misuse(arguments: tuple[Any, ...], error: type[Exception], words: str) -> None:

@@ -383,6 +383,19 @@ def test_misuse_names_the_fix(arguments, says):
         registry.close()
 
 
+@pytest.mark.parametrize(
+    ("manager", "monitor", "optional", "says"),
+    [
+        (5, Monitor(), (), "takes a ResourceManager first, not int"),
+        ([], 6, (), "takes a ResourceMonitor second, not int"),
+        ([], Monitor(), 7, "optional is a collection of ids or types, not int"),
+    ],
+)
+def test_an_adapter_of_something_else_is_refused(manager, monitor, optional, says):
+    with pytest.raises(TypeError, match=says):
+        ResourceHealthAdapter(manager, monitor, optional=optional)
+
+
 # --- the application's own checks --------------------------------------------------------------------------
 
 

@@ -667,10 +667,13 @@ def test_register_and_stop_at_once(monitor: ResourceMonitor) -> None:
     assert not thread.is_alive()
 
 
-@pytest.mark.parametrize("interval", [0, -1, 0.001, 4_000, "1", float("nan"), None])
+@pytest.mark.parametrize("interval", [0, -1, 0.001, 4_000, "1", float("nan"), None, True])
 def test_bad_intervals(interval: Any) -> None:
     with pytest.raises(ValueError, match=r"interval is 0\.01 to 3600 seconds"):
         ResourceMonitor(interval=interval)
+    if interval is not None:  # which leaves the choice
+        with pytest.raises(ValueError, match="collect_timeout is more than 0"):
+            ResourceMonitor(collect_timeout=-1 if interval == 0.001 else interval)
 
 
 def test_more_plain_readers_than_threads() -> None:

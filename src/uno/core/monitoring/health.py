@@ -347,8 +347,18 @@ class ResourceHealthAdapter:
         *,
         optional: Collection[str] = (),
     ) -> None:
+        if not isinstance(resource_manager, Iterable):
+            raise TypeError(
+                f"ResourceHealthAdapter takes a ResourceManager first, not {type(resource_manager).__name__}"
+            )
+        if not callable(getattr(resource_monitor, "health_of", None)):
+            raise TypeError(
+                f"ResourceHealthAdapter takes a ResourceMonitor second, not {type(resource_monitor).__name__}"
+            )
         if isinstance(optional, str):
             raise ValueError(f"optional is a collection of ids or types: optional=[{optional!r}]")
+        if not isinstance(optional, Collection):
+            raise TypeError(f"optional is a collection of ids or types, not {type(optional).__name__}")
         self._manager = resource_manager
         self._monitor = resource_monitor
         self._optional = frozenset(optional)

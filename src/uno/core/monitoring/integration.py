@@ -104,7 +104,7 @@ def setup_monitoring(
     printed once at the start); ``dependencies=[Depends(...)]`` replaces that by the application's own check, and
     ``allow_anonymous=True`` lets everybody in. ``health_path=None`` leaves the health endpoint out.
 
-    Raises TypeError for what is no application or no monitor, ValueError for a bad path or when the application is
+    Raises TypeError for an argument of the wrong kind, ValueError for a bad path or when the application is
     set up already, RuntimeError when it has started.
     """
     if not callable(getattr(app, "add_middleware", None)):
@@ -113,6 +113,13 @@ def setup_monitoring(
         )
     if resource_monitor is not None and not isinstance(resource_monitor, ResourceMonitor):
         raise TypeError(f"resource_monitor= is a ResourceMonitor, not {type(resource_monitor).__name__}")
+    if health_registry is not None and not isinstance(health_registry, HealthRegistry):
+        raise TypeError(f"health_registry= is a HealthRegistry, not {type(health_registry).__name__}")
+    if dependencies is not None and not (
+        isinstance(dependencies, Sequence)
+        and all(callable(getattr(depends, "dependency", None)) for depends in dependencies)
+    ):
+        raise TypeError("dependencies= is a sequence of FastAPI's Depends: dependencies=[Depends(check)]")
     for name, path in (("dashboard_path", dashboard_path), ("health_path", health_path)):
         if path is not None and not (isinstance(path, str) and path.startswith("/") and path.strip("/")):
             raise ValueError(

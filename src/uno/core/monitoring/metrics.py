@@ -59,9 +59,9 @@ class CounterCell:
         self.given = False  # totals are given, rather than amounts added
         self._before = self._last = 0.0
 
-    def inc(self, amount: float = 1) -> None:
+    def inc(self, amount: float = 1.0) -> None:  # floats alone are compared and added fastest
         """Add ``amount``; negative, NaN and infinite are refused with MetricError before anything changes."""
-        if not 0 <= amount < inf:
+        if not 0.0 <= amount < inf:
             raise MetricError(
                 f"a counter only grows, and by finite amounts: cannot add {amount!r}; use a Gauge for values that fall"
             )
@@ -440,7 +440,7 @@ class Counter(Metric[CounterCell]):
     def _new(self) -> CounterCell:
         return CounterCell()
 
-    def inc(self, amount: float = 1) -> None:
+    def inc(self, amount: float = 1.0) -> None:
         """Add ``amount`` to the series without labels."""
         self._only().inc(amount)
 
@@ -506,7 +506,7 @@ class Histogram(Metric[HistogramCell]):
 
 def _bounds(name: str, buckets: Sequence[float]) -> tuple[float, ...]:
     """The finite upper bounds; the last may be infinite, which is always there."""
-    if isinstance(buckets, str) or not isinstance(buckets, Iterable):
+    if not isinstance(buckets, Iterable):
         raise MetricError(f"buckets of {name!r} is a sequence of numbers, not {type(buckets).__name__}")
     bounds = [number_of(bound, f"a bucket of {name!r}") for bound in buckets]
     if bounds and bounds[-1] == inf:

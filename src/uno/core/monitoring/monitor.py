@@ -113,7 +113,7 @@ class ResourceMonitor:
         discover: bool = False,
         service: str | None = None,
     ) -> None:
-        if not (isinstance(interval, (int, float)) and 0.01 <= interval <= 3600):
+        if not (_is_number(interval) and 0.01 <= interval <= 3600):
             raise ValueError(f"interval is 0.01 to 3600 seconds, not {interval!r}")
         if resource_manager is not None and not isinstance(resource_manager, ResourceManager):
             raise TypeError(f"ResourceMonitor takes a ResourceManager, not {type(resource_manager).__name__}")
@@ -121,7 +121,7 @@ class ResourceMonitor:
         self.interval = float(interval)
         if collect_timeout is None:
             collect_timeout = min(5.0, self.interval / 2)
-        elif not (isinstance(collect_timeout, (int, float)) and 0 < collect_timeout <= 3600):
+        elif not (_is_number(collect_timeout) and 0 < collect_timeout <= 3600):
             raise ValueError(
                 f"collect_timeout is more than 0 and at most 3600 seconds, not {collect_timeout!r}"
             )
@@ -720,6 +720,10 @@ class ResourceMonitor:
             metric.reinit_after_fork()
         if was_running:
             self._sampler.start()
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _watch(loop: LoopTarget) -> None:

@@ -12,6 +12,8 @@ from uno.core.resources.resource import ID, Driver, Identity, Resource
 from uno.core.resources.workers import Workers
 
 CUSTOM = "custom"
+#: Prometheus and uno set these themselves.
+RESERVED_LABELS = frozenset(("resource", "le", "quantile"))
 
 
 class Kinds(Protocol):
@@ -252,6 +254,8 @@ def _checked_labels(labels: Mapping[str, str] | None) -> Mapping[str, str]:
     for key, value in labels.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise ResourceError(f"labels= maps str to str, got {_kind(key)} to {_kind(value)}")
+        if not key or key.startswith("__") or key in RESERVED_LABELS:
+            raise ResourceError(f"the label {key!r} has a meaning of its own; choose another name in labels=")
     return labels
 
 
