@@ -191,6 +191,9 @@ def test_unknown_types(monitor: ResourceMonitor) -> None:
     ) as caught:
         monitor.discover_resources("databse")
     assert isinstance(caught.value, ValueError)
+    with pytest.raises(UnknownResourceTypeError) as caught:
+        monitor.discover_resources("custom")
+    assert str(caught.value).count("thread_pool") == 1
     for wrong in ("", 5, "custom"):
         with pytest.raises(UnknownResourceTypeError):
             monitor.discover_resources(resource_type=wrong)  # type: ignore[arg-type]

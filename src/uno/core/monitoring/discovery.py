@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from uno.core.monitoring.instrumentation import announced, is_first_party
 from uno.core.resources import Resource, ResourceManager
-from uno.core.resources.errors import near
+from uno.core.resources.errors import meant
 
 if TYPE_CHECKING:
     from uno.core.monitoring.resource_types import Recogniser
@@ -41,7 +41,7 @@ class UnknownResourceTypeError(ValueError):
 
     def __init__(self, type: object, known: Iterable[str]) -> None:
         known = sorted(known)
-        hint = near(type, known) if isinstance(type, str) else ""
+        hint = meant(type, known) if isinstance(type, str) else ""
         super().__init__(f"unknown resource type {type!r}; known are {', '.join(known)}.{hint}")
 
 

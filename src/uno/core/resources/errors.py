@@ -7,13 +7,17 @@ from collections.abc import Iterable
 
 def near(word: str, known: Iterable[str]) -> str:
     """``" Did you mean 'x'?"`` for what is nearest among ``known``; else what there is; else nothing."""
+    options = sorted(set(known))
+    known_ones = f" Known: {', '.join(options[:12])}{', ...' if len(options) > 12 else ''}."
+    return meant(word, options) or (known_ones if options else "")
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """``" Did you mean 'x'?"`` for what is nearest among ``known``, else nothing."""
     from difflib import get_close_matches
 
-    options = sorted(set(known))
-    close = get_close_matches(word, options, n=3, cutoff=0.5)
-    if close:
-        return f" Did you mean {' or '.join(repr(c) for c in close)}?"
-    return f" Known: {', '.join(options[:12])}{', ...' if len(options) > 12 else ''}." if options else ""
+    close = get_close_matches(word, sorted(set(known)), n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
 
 
 class ResourceError(ValueError):
