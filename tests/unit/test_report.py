@@ -130,6 +130,12 @@ def test_an_hour_is_an_hour_when_the_clocks_are_put_back(world, berlin) -> None:
     report = world.report()
     assert (report.end - report.start) == timedelta(hours=1)
     assert [t.utcoffset() for t in (report.start, report.end)] == [timedelta(hours=2), timedelta(hours=1)]
+    assert "Report 2026-10-25 02:30:00 +0200 to 02:30:00 +0100 (1 h)" in str(report)
+
+
+def test_an_hour_is_an_hour_when_the_clocks_are_put_forward(world, berlin) -> None:
+    world.clock.time = datetime(2027, 3, 28, 1, 30, tzinfo=UTC).timestamp()
+    assert "Report 2027-03-28 01:30:00 +0100 to 03:30:00 +0200 (1 h)" in str(world.report())
 
 
 def test_a_time_with_a_zone_is_shown_in_the_local_one(world, berlin) -> None:
@@ -473,7 +479,7 @@ def test_a_full_disk_is_the_error_that_it_is(world, tmp_path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
-    assert told.value.errno == errno.EFBIG
+    assert (told.value.errno, told.value.filename) == (errno.EFBIG, str(target))
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["report.csv"]
 
@@ -494,8 +500,10 @@ def test_no_permission_is_the_error_that_it_is(world) -> None:
         if root:  # which may write anywhere
             os.seteuid(65_534)
         try:
-            with pytest.raises(PermissionError):
+            with pytest.raises(PermissionError) as told:
                 report.export_csv(target)
+            assert str(target) in str(told.value)
+            assert ".tmp" not in str(told.value)
             with pytest.raises(PermissionError):
                 report.export_csv(Path(folder, "new", "report.csv"))
         finally:

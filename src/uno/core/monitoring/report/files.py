@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable
@@ -13,7 +14,7 @@ def write(path: str | os.PathLike[str], fill: Callable[[TextIO], object]) -> Pat
     """Let ``fill`` write a UTF-8 text file, in directories that are made, and return its path.
 
     It is written beside its place and then put there at once. Whatever is raised, an older file stays as it was
-    and nothing else is left behind. Devices and pipes are written to directly.
+    and nothing else is left behind; an OSError names ``path``. Devices and pipes are written to directly.
     """
     asked = Path(path)
     if asked.is_dir():
@@ -34,7 +35,10 @@ def write(path: str | os.PathLike[str], fill: Callable[[TextIO], object]) -> Pat
         if target.exists():
             beside.chmod(target.stat().st_mode & 0o777)
         os.replace(beside, target)
-    except BaseException:
-        beside.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(beside)):
+            raise OSError(error.errno, error.strerror, str(asked)) from None
         raise
     return asked

@@ -19,9 +19,10 @@ FIGURES = ("min", "mean", "p50", "p95", "p99", "max", "last")
 
 
 def period(start: datetime, end: datetime) -> str:
-    """Both times, the zone and the length."""
-    length = human((end - start).total_seconds(), "s")
-    return f"{start:%Y-%m-%d %H:%M:%S} to {clock_time(end, start)} {end:%z} ({length})"
+    """Both times, the zone (each its own, where the clocks were changed in between) and the length."""
+    length = human(end.timestamp() - start.timestamp(), "s")
+    zone = "" if start.utcoffset() == end.utcoffset() else f" {start:%z}"
+    return f"{start:%Y-%m-%d %H:%M:%S}{zone} to {clock_time(end, start)} {end:%z} ({length})"
 
 
 def clock_time(moment: datetime, beside: datetime) -> str:
