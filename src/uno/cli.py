@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -35,12 +36,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _demo(rest)
     if rest:
         parser.error(f"unknown arguments: {' '.join(rest)}")
-    if chosen.command == "types":
-        return _types(as_json=chosen.json)
-    if chosen.command == "check":
-        return _check(chosen.url, chosen.timeout, as_json=chosen.json)
-    parser.print_help()
-    return 2
+    try:
+        if chosen.command == "types":
+            code = _types(as_json=chosen.json)
+        elif chosen.command == "check":
+            code = _check(chosen.url, chosen.timeout, as_json=chosen.json)
+        else:
+            parser.print_help()
+            code = 2
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        code = 1
+    return code
 
 
 def _types(*, as_json: bool) -> int:

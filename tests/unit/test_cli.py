@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -43,6 +46,15 @@ def test_types_lists_what_is_recognised(capsys: pytest.CaptureFixture[str]) -> N
     assert "concurrent.futures.thread.ThreadPoolExecutor" in capsys.readouterr().out
     assert main(["types", "--json"]) == 0
     assert {"thread_pool"} <= {row["type"] for row in json.loads(capsys.readouterr().out)}
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "uno.cli", "types"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_check_tells_by_its_exit_code(
