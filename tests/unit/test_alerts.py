@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import math
@@ -11,7 +12,9 @@ import time
 
 import pytest
 
-from uno.core.monitoring.alerts import MAX_HISTORY, Alert, AlertBook, Delivery, UnknownThresholdError, human
+from uno.core.monitoring import delivery as delivery_module
+from uno.core.monitoring.alerts import MAX_HISTORY, Alert, AlertBook, UnknownThresholdError, human
+from uno.core.monitoring.delivery import Delivery
 from uno.core.monitoring.metrics import CounterCell, GaugeCell, HistogramCell, Spec
 from uno.core.monitoring.names import STANDARD
 from uno.core.monitoring.series import SeriesStore
@@ -615,6 +618,43 @@ def test_a_hanging_callback_loses_the_oldest_and_nobody_waits_for_it():
     release.set()
 
 
+def test_a_hanging_callback_stops_no_other_one(caplog, monkeypatch):
+    monkeypatch.setattr(delivery_module, "DEADLINE", 0.01)
+    delivery = Delivery(max_queue=10)
+    entered, release = threading.Event(), threading.Event()
+    inbox = Inbox()
+
+    def hang(alert: Alert) -> None:
+        entered.set()
+        release.wait(10)
+
+    @delivery.add
+    async def hang_too(alert: Alert) -> None:
+        await asyncio.Event().wait()
+
+    delivery.add(hang)
+    delivery.add(inbox)
+    for i in range(30):
+        delivery.put([an_alert(str(i))])
+        assert inbox.wait(i + 1)[-1] == str(i)
+    assert entered.wait(5)
+    begin = time.monotonic()
+    while "hang hangs" not in caplog.text:
+        assert time.monotonic() - begin < 5
+        delivery.put([an_alert("more")])
+    delivery.close(0.1)
+    assert time.monotonic() - begin < 5
+    assert delivery.failures > 0  # the deadline of the async one
+    assert (
+        sum(r.message.endswith("hang hangs: its alerts wait, those of others do not") for r in caplog.records)
+        == 1
+    )
+    release.set()
+    while threads():
+        assert time.monotonic() - begin < 10
+        time.sleep(0.01)
+
+
 def test_a_callback_may_set_thresholds_and_read_the_book():
     world = World()
     world.gauge().set(0.8)
@@ -654,7 +694,8 @@ def test_a_forked_child_tells_its_own_alerts():
     book.on_alert(inbox)
     book.deliver([an_alert("parent")])
     inbox.wait(1)
-    with book._lock, book.delivery._wake:  # the worst moment
+    (receiver,) = book.delivery._receivers
+    with book._lock, receiver._wake:  # the worst moment
         child = os.fork()
         if child == 0:
             try:

@@ -1,8 +1,7 @@
 """What is wrong right now, what was, and who has to hear of it?
 
 AlertBook keeps the thresholds and steps their states on each tick; other engines (anomalies, health, leaks)
-open and close alerts of their own in the same book. Delivery hands each change to the application's callbacks
-on a thread of its own.
+open and close alerts of their own in the same book.
 """
 
 from __future__ import annotations
@@ -10,9 +9,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
 
+from uno.core.monitoring.delivery import Delivery
 from uno.core.monitoring.metrics import MetricError
 from uno.core.monitoring.thresholds import AlertLevel, Threshold, ThresholdState
 
@@ -27,15 +27,12 @@ log = logging.getLogger("uno.alerts")
 
 MAX_ALERTS: Final = 1_000
 MAX_HISTORY: Final = 500
-MAX_QUEUE: Final = 1_000
 REFRESH: Final = 5.0  # seconds between two looks for the cause of an alert that stays
 REFRESHES: Final = 50  # at most so many of them in one tick
-ASYNC_DEADLINE: Final = 10.0  # seconds that an async callback may take
 
 AlertState = Literal["pending", "firing", "resolved"]
 Explain = Callable[[str, str], str]
-Callback = Callable[["Alert"], object]
-C = TypeVar("C", bound=Callback)
+C = TypeVar("C", bound=Callable[["Alert"], object])
 
 
 class Alert(NamedTuple):
@@ -538,107 +535,13 @@ class AlertBook:
         self.delivery.put(alert for alert in changes if alert.fired_at is not None)
 
     def shutdown(self, timeout: float = 1.0) -> None:
-        """End the delivery thread; what is queued is told first, within `timeout` seconds."""
+        """End the delivery's threads; what is queued is told first, within `timeout` seconds."""
         self.delivery.close(timeout)
 
     def reinit_after_fork(self) -> None:
         """Renew the locks in a forked child and forget what the parent had still to deliver."""
         self._lock = threading.RLock()
         self.delivery.reinit_after_fork()
-
-
-class Delivery:
-    """Tells the callbacks, one alert after the other, on one daemon thread that starts with the first alert.
-
-    A callback may be `async def`: it then runs in an event loop of its own for at most 10 s, so it must not
-    use objects that belong to the application's loop. A callback that hangs holds back the later ones; the
-    queue then drops the oldest and counts them in `dropped`. An exception is counted in `failures` and
-    logged once for each callback, by its type only.
-    """
-
-    def __init__(self, max_queue: int = MAX_QUEUE) -> None:
-        self.dropped = 0
-        self.failures = 0
-        self._max = max_queue
-        self._callbacks: tuple[Callback, ...] = ()
-        self._failed: list[Callback] = []
-        self.reinit_after_fork()
-
-    def reinit_after_fork(self) -> None:
-        """Renew lock and queue; the thread starts again when it is needed."""
-        self._queue: deque[Alert] = deque()
-        self._wake = threading.Condition(threading.Lock())
-        self._thread: threading.Thread | None = None
-
-    def add(self, callback: C) -> C:
-        """Add a callback and return it."""
-        if not callable(callback):
-            raise TypeError(f"on_alert takes a callable, not {type(callback).__name__}")
-        self._callbacks = (*self._callbacks, callback)
-        return callback
-
-    def remove(self, callback: Callback) -> None:
-        """Take a callback out again; nothing happens when it is not there."""
-        self._callbacks = tuple(known for known in self._callbacks if known != callback)
-
-    def put(self, alerts: Iterable[Alert]) -> None:
-        """Queue alerts; never waits for a callback."""
-        if not self._callbacks:
-            return
-        with self._wake:
-            for alert in alerts:
-                if len(self._queue) >= self._max:
-                    self._queue.popleft()
-                    self.dropped += 1
-                    if self.dropped == 1:
-                        log.warning(
-                            "alert callbacks are too slow: the oldest of %d alerts is dropped", self._max
-                        )
-                self._queue.append(alert)
-            if self._queue and (self._thread is None or not self._thread.is_alive()):
-                self._thread = threading.Thread(target=self._run, name="uno-alerts", daemon=True)
-                self._thread.start()
-            self._wake.notify()
-
-    def close(self, timeout: float = 1.0) -> None:
-        """Tell what is queued and end the thread, waiting at most `timeout` seconds for it."""
-        with self._wake:
-            thread, self._thread = self._thread, None
-            self._wake.notify_all()
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout)
-
-    def _run(self) -> None:
-        me, wake, queue = threading.current_thread(), self._wake, self._queue
-        while True:
-            with wake:
-                while not queue and self._thread is me:
-                    wake.wait()
-                if not queue:
-                    return
-                alert = queue.popleft()
-            for callback in self._callbacks:
-                self._call(callback, alert)
-
-    def _call(self, callback: Callback, alert: Alert) -> None:
-        try:
-            result = callback(alert)
-            if hasattr(result, "__await__"):
-                import asyncio
-
-                asyncio.run(_within(result, ASYNC_DEADLINE))
-        except BaseException as error:  # noqa: BLE001 - nothing that a receiver does may stop the others
-            self.failures += 1
-            if callback not in self._failed:
-                self._failed.append(callback)
-                name = getattr(callback, "__qualname__", type(callback).__name__)
-                log.warning("the alert callback %s failed: %s", name, type(error).__name__)
-
-
-async def _within(work: Awaitable[object], deadline: float) -> None:
-    import asyncio
-
-    await asyncio.wait_for(work, deadline)
 
 
 def _first_limit(threshold: Threshold) -> float:

@@ -492,7 +492,7 @@ class ResourceMonitor:
     def on_alert(self, callback: C) -> C:
         """Call ``callback(alert)`` when an alert fires, changes its level or is resolved; usable as a decorator.
 
-        Callbacks run on a thread of their own; what they raise is logged and goes no further.
+        Each callback has a thread of its own; what it raises is logged, and one that hangs stops no other.
         """
         return self.alerts.on_alert(callback)
 
