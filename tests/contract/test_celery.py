@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import time
@@ -48,6 +49,14 @@ def app(broker: servers.Server, request: pytest.FixtureRequest) -> Iterator[Cele
 
     yield app
     app.close()
+
+
+@pytest.fixture(autouse=True)
+def root_logger_as_it_was() -> Iterator[None]:
+    """A worker started by Celery's testing kit sets the root logger's level, whatever the configuration says."""
+    level = logging.root.level
+    yield
+    logging.root.setLevel(level)
 
 
 @pytest.fixture

@@ -306,7 +306,8 @@ def test_clients_that_share_a_pool_are_one_resource(
 ) -> None:
     pool = redis.ConnectionPool(port=redis_server.port)
     clients = [redis.Redis(connection_pool=pool) for _ in range(3)]
-    found = [r for r in monitor.discover_resources("redis") if r.target in (*clients, pool)]
+    monitor.discover_resources("redis")
+    found = [r for r in monitor.manager if r.target in (*clients, pool)]
     assert len(found) == 1
     for client in clients:
         client.get("a")
