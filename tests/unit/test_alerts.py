@@ -65,6 +65,24 @@ def brief(alerts: list[Alert]) -> list[tuple[str, str]]:
     return [(alert.state, alert.level.label) for alert in alerts]
 
 
+def test_an_alert_on_durations_ends_when_nothing_takes_time_any_more():
+    world = World()
+    cell = HistogramCell()
+    slow = Spec("wait", "histogram", unit="s")
+    assert world.store.add("shop-db", slow, (), cell)
+    world.set(Threshold(0.5), metric="wait")
+    cell.observe(2.0)
+    assert brief(world.tick()) == [("firing", "warning")]
+    for _ in range(29):
+        assert world.tick() == []
+    (resolved,) = world.tick()
+    assert resolved.state == "resolved"
+    assert resolved.value is None
+    json.dumps(resolved.to_dict(), allow_nan=False)
+    cell.observe(3.0)
+    assert brief(world.tick()) == [("firing", "warning")]
+
+
 # --- one threshold, from ok to ok --------------------------------------------------------------------------
 
 

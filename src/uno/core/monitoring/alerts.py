@@ -10,6 +10,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from math import inf, nan
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
 
 from uno.core.monitoring.delivery import Delivery
@@ -29,6 +30,7 @@ MAX_ALERTS: Final = 1_000
 MAX_HISTORY: Final = 500
 REFRESH: Final = 5.0  # seconds between two looks for the cause of an alert that stays
 REFRESHES: Final = 50  # at most so many of them in one tick
+QUIET: Final = 30.0  # seconds without any observation after which a histogram's alert is over
 
 AlertState = Literal["pending", "firing", "resolved"]
 Explain = Callable[[str, str], str]
@@ -86,13 +88,33 @@ Key = tuple[str, str, str, tuple[tuple[str, str], ...]]  # source, resource, met
 class _Watched:
     """One series under its threshold."""
 
-    __slots__ = ("key", "selector", "series", "state")
+    __slots__ = ("key", "observed", "of_tick", "selector", "series", "state")
 
     def __init__(self, series: Series, threshold: Threshold, selector: Selector) -> None:
         self.series = series
         self.selector = selector
+        #: It speaks of what one tick observed (p95, mean, max), so that it has no value when that was nothing.
+        self.of_tick = threshold.stat in (None, "p95", "mean", "max") and series.metric.kind == "histogram"
+        self.observed = -inf  # Unix seconds of the last value
         self.state = ThresholdState(threshold)
         self.key: Key = ("threshold", series.resource, series.metric.name, tuple(series.label_map.items()))
+
+    def step(self, frame: Frame, value: float) -> bool:
+        """Take the value of `frame`; True when the state changed.
+
+        A histogram that is read, but observed nothing for QUIET seconds, is on the good side of any level: no
+        slow call is left to be alarmed about. A gap of the whole resource still clears nothing.
+        """
+        now, state = frame.time, self.state
+        if value == value:
+            self.observed = now
+        elif self.of_tick and now - self.observed >= QUIET:
+            count = frame.values[self.series.column] if self.series.column < len(frame.values) else nan
+            if count == count:
+                changed = state.step(now, -inf if state.threshold.above else inf) is not None
+                state.value = None
+                return changed
+        return state.step(now, value) is not None
 
 
 class _Live:
@@ -259,7 +281,7 @@ class AlertBook:
                     state = watched.state
                     if unwatched:
                         state.step(now, None)
-                    changed = state.step(now, value) is not None
+                    changed = watched.step(frame, value)
                     index.active[i] = state.state != "ok"
                     if state.level:
                         levels = firing.setdefault(watched.series.resource, {})
