@@ -118,7 +118,7 @@ export interface ThresholdRow {
   default: boolean;
 }
 
-export interface Detail extends Omit<Resource, "alerts"> {
+export interface Detail extends Resource {
   metrics: Metric[];
   holders: Holder[];
   waiters: Holder[];

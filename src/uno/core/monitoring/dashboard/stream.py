@@ -99,17 +99,19 @@ class Stream:
         """Answer a request with events. HTTPError 503 when there are too many viewers."""
         if len(self._viewers) >= MAX_VIEWERS:
             raise HTTPError(503, f"{MAX_VIEWERS} pages listen already", {"retry-after": "10"})
-        await send({"type": "http.response.start", "status": 200, "headers": encoded(_HEADERS)})
+        begin = {"type": "http.response.start", "status": 200, "headers": encoded(_HEADERS)}
         if request.method == "HEAD":
+            await send(begin)
             await send({"type": "http.response.body"})
             return
         loop = asyncio.get_running_loop()
         viewer = Viewer(loop)
         first = self._enter(viewer, request.headers.get("last-event-id", ""))
-        viewer.sender = loop.create_task(_send(viewer, first, send))
-        listener = loop.create_task(_until_gone(receive))
-        tasks: set[asyncio.Task[Any]] = {viewer.sender, listener}
+        tasks: set[asyncio.Task[Any]] = set()
         try:
+            await send(begin)
+            viewer.sender = loop.create_task(_send(viewer, first, send))
+            tasks = {viewer.sender, loop.create_task(_until_gone(receive))}
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._leave(viewer)
@@ -141,7 +143,7 @@ class Stream:
             if self._cards.monitor.store.frame is None:
                 return begin
             seq = self._encode()
-            last = int(last_id) if last_id.isdigit() and len(last_id) < 18 else None
+            last = int(last_id) if last_id.isdecimal() and len(last_id) < 18 else None
             if last == seq:
                 return begin
             added, removed = set[str](), set[str]()

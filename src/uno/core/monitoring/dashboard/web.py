@@ -23,6 +23,7 @@ T = TypeVar("T")
 GZIP_FROM = 1_000  # bytes
 SLICE = 0.002  # seconds of work after which the application's event loop gets its turn
 MAX_BODY = 4_096
+MAX_FIELDS = 50
 FOLDER = Path(__file__).parent / "static"
 FILES = {"static/app.js": "text/javascript; charset=utf-8", "static/app.css": "text/css; charset=utf-8"}
 
@@ -66,9 +67,12 @@ class Request:
         return "gzip" in self.headers.get("accept-encoding", "").lower()
 
     def query(self) -> dict[str, str]:
-        """The query's fields; of a repeated one the last."""
+        """The query's fields; of a repeated one the last. HTTPError 400 when there are too many."""
         text = self.scope.get("query_string", b"").decode("latin-1")
-        return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=50))
+        try:
+            return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=MAX_FIELDS))
+        except ValueError:
+            raise HTTPError(400, f"a question has at most {MAX_FIELDS} fields") from None
 
     def cookies(self, name: str) -> list[str]:
         """All values sent for a cookie: one name may stand for several paths."""
