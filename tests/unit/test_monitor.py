@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import logging
 import subprocess
 import sys
 import textwrap
@@ -13,6 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 from sqlalchemy.pool import QueuePool
 
+from uno.core.monitoring import collection
 from uno.core.monitoring.integration import setup_monitoring, setup_prometheus_exporter
 from uno.core.monitoring.resources import (
     AlertLevel,
@@ -568,6 +571,74 @@ def test_a_plug_in_of_another_distribution(tmp_path: Path) -> None:
 
 
 # -- life ----------------------------------------------------------------------------------------------
+
+
+def test_names_and_labels_that_never_end_are_bounded(
+    monitor: ResourceMonitor, caplog: pytest.LogCaptureFixture
+) -> None:
+    number = count()
+
+    class Odd(ResourceTypeMonitor):
+        blocking = False
+
+        def setup_metrics(self) -> None:
+            self.add_metric("served", labels=["customer"])
+
+        def collect_metrics(self, resource: object) -> None:
+            for _ in range(100):
+                self.update_metric("served", 1, {"customer": str(next(number))})
+
+    monitor.register_type_monitor(Odd(monitor.manager, "odd"))
+    monitor.manager.register(object(), id="labels", type="odd")
+    monitor.manager.register(None, id="names", read=lambda: {f"served_{next(number)}": 1 for _ in range(100)})
+    for _ in range(20):
+        monitor.tick()
+    for id in ("labels", "names"):
+        series = monitor.store.select(id)
+        assert len(series) == 1_000
+        assert {monitor.store.value(one) for one in series} == {None}, "what was not read again is a gap"
+        assert sum(id in record.getMessage() for record in caplog.records) == 1
+    (refused,) = monitor.store.select("uno", "uno.monitor.series.refused")
+    assert monitor.store.value(refused, "total") == 2 * 10 * 100
+    for id in ("labels", "names"):
+        monitor.manager.unregister(id)
+        assert monitor.store.select(id) == []
+
+
+def test_one_that_fails_now_so_now_otherwise_says_each_once(
+    monitor: ResourceMonitor, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "uno.collection")
+    outcomes: Iterator[Exception | None] = iter(())
+
+    def read() -> dict[str, float]:
+        error = next(outcomes, None)
+        if error is not None:
+            raise error
+        return {"pages": 1}
+
+    def said() -> list[str]:
+        words = [record.getMessage().removeprefix("odd: read ") for record in caplog.records]
+        caplog.clear()
+        return words
+
+    def ticks(*errors: Exception | None) -> None:
+        nonlocal outcomes
+        outcomes = iter(errors)
+        for _ in errors:
+            for job in monitor.collection.jobs.values():
+                job.not_before, job.failures = 0.0, 0  # without the pauses after a failure
+            monitor.tick()
+
+    monitor.manager.register(None, id="odd", read=read)
+    one, other = RuntimeError(), OSError()
+    ticks(*(one, other) * 10)
+    assert said() == ["gave nothing (RuntimeError)", "gave nothing (OSError)"]
+    ticks(*(None, one) * 10)
+    assert said() == ["answers again"]
+    monkeypatch.setattr(collection, "SILENT_SECONDS", 0.0)  # a minute later
+    ticks(one, None)
+    assert said() == ["gave nothing (RuntimeError)", "answers again"]
 
 
 def test_listeners_of_the_tick(monitor: ResourceMonitor, caplog: pytest.LogCaptureFixture) -> None:

@@ -31,7 +31,29 @@ log = logging.getLogger("uno.collection")
 
 PING_SECONDS = 10.0
 PING_TIMEOUT = 2.0
+SILENT_SECONDS = 60.0
+MAX_REASONS = 10
 OWN_SCOPE = CallScope(OWN)
+
+
+class _Told:
+    """What the log says of one source: each reason once until it recovers, and at most once a minute."""
+
+    __slots__ = ("at", "failing", "reasons")
+
+    def __init__(self) -> None:
+        self.reasons: set[str] = set()
+        self.at = 0.0
+        self.failing = False
+
+    def is_news(self, reason: str, now: float) -> bool:
+        if not self.failing and now - self.at >= SILENT_SECONDS:
+            self.reasons.clear()
+        if reason in self.reasons or len(self.reasons) >= MAX_REASONS:
+            return False
+        self.reasons.add(reason)
+        self.at, self.failing = now, True
+        return True
 
 
 class Collection:
@@ -54,7 +76,7 @@ class Collection:
         self._manager, self._store, self._health, self._clock = manager, store, health, clock
         self._timeout = timeout
         self._reads: dict[str, dict[str, tuple[Spec, Callable[[], Any]]]] = {}
-        self._failing: dict[tuple[str, str], str] = {}
+        self._told: dict[tuple[str, str], _Told] = {}
         self._lock = threading.RLock()
 
     def reinit_after_fork(self) -> None:
@@ -81,8 +103,8 @@ class Collection:
         with self._lock:
             self.jobs = {key: job for key, job in self.jobs.items() if key[0] != resource.id}
             self._reads.pop(resource.id, None)
-            for key in [key for key in self._failing if key[0] == resource.id]:
-                del self._failing[key]
+            for key in [key for key in self._told if key[0] == resource.id]:
+                del self._told[key]
             for key in [key for key in self.failures if key[0] == resource.id]:
                 del self.failures[key]
 
@@ -235,18 +257,19 @@ class Collection:
                 self._store.commit(batch)
             except MetricError as clash:
                 error, reason = clash, "MetricError"
-                log.warning("%s: %s", resource.id, clash)
-        self._health.record_collect(resource.id, error is None, reason, self._clock.now())
+        now = self._clock.now()
+        self._health.record_collect(resource.id, error is None, reason, now)
         if error is None:
-            if self._failing.pop((resource.id, source), None) is not None:
+            told = self._told.get((resource.id, source))
+            if told is not None and told.failing:
+                told.failing = False
                 log.info("%s: %s answers again", resource.id, source)
             if source == "driver":
                 self._ping_suspect(resource)
             return
         self._store.blank(resource.id, source)
         self.failures.setdefault((resource.id, reason), CounterCell()).inc()
-        if self._failing.get((resource.id, source)) != reason:
-            self._failing[resource.id, source] = reason
+        if self._told.setdefault((resource.id, source), _Told()).is_news(reason, now):
             detail = f": {error}" if isinstance(error, MetricError) else ""  # our own words are safe to show
             log.warning("%s: %s gave nothing (%s)%s", resource.id, source, reason, detail)
 

@@ -685,6 +685,7 @@ class ResourceMonitor:
         put(STANDARD["uno.monitor.tick.duration"], self.tick_seconds)
         put(STANDARD["uno.monitor.cpu.time"], self._cpu)
         put(STANDARD["uno.monitor.series"], len(self.store))
+        put(STANDARD["uno.monitor.series.refused"], self.store.refused)
         put(STANDARD["uno.monitor.history.size"], self.history.stats().bytes)
         put(STANDARD["uno.monitor.missed_ticks"], self._sampler.missed)
         put(STANDARD["uno.hook.failures"], failures.cell)

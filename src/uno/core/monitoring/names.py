@@ -99,6 +99,8 @@ _TABLE: tuple[Spec, ...] = (
     Spec("uno.monitor.tick.duration", "gauge", "Duration of the last tick", "s", (), "Tick"),
     Spec("uno.monitor.cpu.time", "counter", "CPU time that monitoring used on its own threads", "s", (), "CPU time"),
     Spec("uno.monitor.series", "gauge", "Series that are kept", "{series}", (), "Series"),
+    Spec("uno.monitor.series.refused", "counter", "Values left out since a bound on series is reached", "{value}", (),
+         "Refused"),
     Spec("uno.monitor.history.size", "gauge", "Memory that the history takes", "By", (), "History"),
     Spec("uno.monitor.missed_ticks", "counter", "Ticks that could not run in time", "{tick}", (), "Missed ticks"),
     Spec("uno.collect.failures", "counter", "Collections that gave nothing", "{failure}", ("target", "reason"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from contextvars import ContextVar
 from math import inf, nan
 from operator import attrgetter
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("uno.series")
 
 MAX_SERIES = 50_000
+#: of one way of reading one resource: names and labels that never end are cut off here
+MAX_SAMPLED = 1_000
 HISTOGRAM_COLUMNS = ("count", "sum", "mean", "p95", "max")
 STATS: dict[str, tuple[str, ...]] = {
     "gauge": ("value",),
@@ -177,6 +179,7 @@ class SeriesStore:
         self._sampled: dict[tuple[str, str], dict[tuple[Spec, tuple[str, ...]], Series]] = {}
         self._lock = threading.RLock()
         self._by_resource: dict[str, list[Series]] = {}
+        self._said_full: set[tuple[str, str]] = set()
         self._mask: Any = None
         self._mask_version = -1
 
@@ -252,6 +255,7 @@ class SeriesStore:
                 self._retire(series)
             for source in [source for source in self._sampled if source[0] == resource]:
                 del self._sampled[source]
+                self._said_full.discard(source)
             if any(series.metric.kind == "histogram" for series in removed):
                 self._histograms = [series for series in self._histograms if series.live]
             self.version += 1
@@ -301,9 +305,12 @@ class SeriesStore:
         """Take a batch whole: what it names gets its value, what it no longer names becomes a gap."""
         sampled = self._sampled.setdefault((batch.resource, batch.source), {})
         found: list[tuple[Cell, float]] = []
+        present = 0
         for key, value in batch.values.items():
             series = sampled.get(key)
             if series is None:
+                if self._is_full(batch, sampled):
+                    continue
                 cell = cell_for(key[0])
                 if isinstance(cell, CounterCell):
                     cell.gap()  # nothing was counted yet, which is not zero
@@ -314,10 +321,14 @@ class SeriesStore:
             found.append((series.cell, value))
         for key, shared in batch.cells.items():
             series = sampled.get(key)
+            if series is None and self._is_full(batch, sampled):
+                continue
             if series is None or series.cell is not shared:
                 series = self.add(batch.resource, *key, shared)
-                if series is not None:
-                    sampled[key] = series
+                if series is None:
+                    continue
+                sampled[key] = series
+            present += 1
         # Nothing fails from here on, so that no batch is taken by half.
         for target, value in found:
             if isinstance(target, GaugeCell):
@@ -329,10 +340,20 @@ class SeriesStore:
                 target.set_total(value)
             else:
                 target.observe(value)
-        if len(sampled) > len(batch.values) + len(batch.cells):
+        if len(sampled) > len(found) + present:
             for key, series in sampled.items():
                 if key not in batch.values and key not in batch.cells:
                     _blank(series)
+
+    def _is_full(self, batch: Batch, sampled: Sized) -> bool:
+        if len(sampled) < MAX_SAMPLED:
+            return False
+        self.refused += 1
+        source = (batch.resource, batch.source)
+        if source not in self._said_full:
+            self._said_full.add(source)
+            log.warning("%s (%s) gives more than %d series: further ones are not kept", *source, MAX_SAMPLED)
+        return True
 
     def blank(self, resource: str, source: str = "") -> None:
         """The resource could not be read: its sampled series show a gap until it can."""
