@@ -13,12 +13,14 @@ import sys
 import textwrap
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 import sqlalchemy
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -243,6 +245,69 @@ def test_what_a_name_holds_later_is_found(monitor: ResourceMonitor, package: Any
     until(lambda: monitor.store.frame is not None)
     module.app.state.mail = queue.Queue()
     until(lambda: "shopapp.main.app.state.mail" in monitor.manager, 8)
+
+
+def test_two_monitors_of_a_process_find_the_same(monitor: ResourceMonitor) -> None:
+    with ResourceMonitor(interval=0.05, discover=True) as other:
+        monitor.discover_all_resources()
+        monitor.start()
+        until(lambda: other.store.frame is not None and monitor.store.frame is not None)
+        with ThreadPoolExecutor(1, thread_name_prefix="for-both") as pool:
+            pool.submit(int).result()
+            until(lambda: monitor.manager.of(pool) is not None and other.manager.of(pool) is not None)
+
+
+class Stub(redis.Connection):
+    """A connection to nowhere that answers at once."""
+
+    def connect(self) -> None: ...
+
+    def disconnect(self, *args: object) -> None: ...
+
+    def can_read(self, timeout: float = 0) -> bool:
+        return False
+
+    def send_command(self, *args: object, **kwargs: object) -> None: ...
+
+    def read_response(self, *args: object, **kwargs: object) -> bytes:
+        return b"1"
+
+
+@pytest.mark.slow
+def test_clients_for_one_request_leave_nothing_behind(monitor: ResourceMonitor) -> None:
+    """What was dropped frees its id, its series and its memory."""
+    monitor.discover_all_resources()
+    monitor._install_hooks()
+    ids: set[str] = set()
+
+    def serve(requests: int) -> None:
+        clients = []
+        for _ in range(requests):
+            client = redis.Redis(connection_pool=redis.ConnectionPool(connection_class=Stub))
+            client.get("a")
+            clients.append(client)
+        monitor.tick()
+        ids.update(resource.id for resource in monitor.manager.by_type("redis"))
+
+    def objects() -> Counter[str]:
+        gc.collect()
+        return Counter(
+            type(obj).__name__ for obj in gc.get_objects() if str(type(obj).__module__).startswith("uno.")
+        )
+
+    before, built_in = objects(), len(monitor.manager)
+    for _ in range(50):
+        serve(100)
+    assert len(ids) == 100, "ids are used again"
+    assert len(monitor.manager) - built_in == 100
+
+    def is_tidy() -> bool:  # what was in flight is given up within seconds
+        more = objects() - before
+        monitor.tick()
+        return len(monitor.manager) == built_in and max(more.values()) < 300
+
+    until(is_tidy)
+    assert not any(monitor.store.select(id) for id in ids)
 
 
 def test_nothing_is_looked_for_that_was_not_asked_for(monitor: ResourceMonitor) -> None:

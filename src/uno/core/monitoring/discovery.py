@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import sys
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import compress
@@ -45,6 +46,10 @@ class UnknownResourceTypeError(ValueError):
         super().__init__(f"unknown resource type {type!r}; known are {', '.join(known)}.{hint}")
 
 
+#: Hooks announce to the process, so all of its monitors hear of it.
+_LISTENING: tuple[weakref.ref[Discovery], ...] = ()
+
+
 class Discovery:
     """Finds resources for one manager."""
 
@@ -52,6 +57,7 @@ class Discovery:
         self._manager, self._kinds = manager, kinds
         #: The types that are looked for while the monitor runs; None stands for all.
         self.types: set[str] | None = set()
+        self._heard: deque[weakref.ref[Any]] = deque(maxlen=4_096)
         self._said_full = False
 
     def scan(self, resource_type: str | None = None) -> list[Resource]:
@@ -66,6 +72,7 @@ class Discovery:
                 self.types.add(resource_type)
         else:
             self.types = None
+        self._listen()
         wanted = None if resource_type is None else {resource_type}
         named = list(self._named(wanted))
         names = {id(obj): name for obj, _, name in named}
@@ -76,7 +83,9 @@ class Discovery:
     def follow(self, *, names: bool) -> list[Resource]:
         """Take what was created since: what hooks announced and, when ``names``, what first-party names hold."""
         fresh = [
-            (obj, kind) for obj in announced() if (kind := self._wanted(type(obj), self.types)) is not None
+            (obj, kind)
+            for obj in self._announced()
+            if (kind := self._wanted(type(obj), self.types)) is not None
         ]
         if not fresh and not names:
             return []
@@ -84,6 +93,21 @@ class Discovery:
         known = {id(obj): name for obj, _, name in named}
         seen = {id(obj) for obj, _ in fresh}
         return self._take(fresh + [(obj, kind) for obj, kind, _ in named if id(obj) not in seen], known)
+
+    def _listen(self) -> None:
+        global _LISTENING
+        if not any(other() is self for other in _LISTENING):
+            _LISTENING = (*(other for other in _LISTENING if other() is not None), weakref.ref(self))
+
+    def _announced(self) -> list[Any]:
+        """What hooks announced since the last call, to whichever monitor of the process, and still lives."""
+        self._listen()
+        fresh = [weakref.ref(obj) for obj in announced()]
+        for reference in _LISTENING:
+            if (other := reference()) is not None:
+                other._heard.extend(fresh)
+        found = [self._heard.popleft()() for _ in range(len(self._heard))]
+        return [obj for obj in found if obj is not None]
 
     def _wanted(self, cls: type, types: set[str] | None) -> ResourceTypeMonitor | None:
         kind = self._kinds.driver_of_class(cls)
