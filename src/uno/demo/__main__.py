@@ -130,7 +130,8 @@ def _run(listener: socket.socket, host: str, at_the_end: contextlib.ExitStack) -
     incidents.open_shop()
 
     url = f"http://{f'[{at}]' if ':' in at else at}:{port}"
-    print(f"\n  Dashboard  {url}{DASHBOARD}#token={token}\n  Incidents  {url}/#token={token}\n")
+    print(f"\n  Dashboard  {url}{DASHBOARD}#token={token}\n  Incidents  {url}/#token={token}")
+    print(f"  Prometheus {url}/metrics\n")
     if missing:
         print(f"  Not installed, so not shown: {', '.join(missing)}\n")
     keys = at_the_end.enter_context(_keys())

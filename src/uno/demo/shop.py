@@ -1,6 +1,7 @@
 """What does an application with uno look like? A small shop on FastAPI that really uses its resources.
 
-Two lines here are uno's: an import, and ``setup_monitoring(app)``, which finds the pools, clients and queues below.
+Three lines here are uno's: an import, ``setup_monitoring(app)``, which finds the pools, clients and queues below,
+and the page for Prometheus.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from uno.core.monitoring.integration import setup_monitoring
+from uno.core.monitoring.integration import setup_monitoring, setup_prometheus_exporter
 
 FOLDER = Path(os.environ.get("SHOP_FOLDER", "."))
 REDIS_URL = os.environ.get("REDIS_URL")
@@ -73,6 +74,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 app = FastAPI(title="Tea shop", lifespan=lifespan)
 monitor = setup_monitoring(app)
+app.include_router(setup_prometheus_exporter(monitor).router, prefix="/metrics")
 
 
 @app.get("/products")
