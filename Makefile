@@ -1,6 +1,6 @@
 BIN := .venv/bin
 
-.PHONY: help demo test check bench format frontend screenshot lock clean
+.PHONY: help demo test check bench format frontend docs screenshot lock clean
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -33,6 +33,10 @@ bench: ## measure, each figure beside its peer
 
 frontend: ## rebuild the page's assets (needs node)
 	cd frontend && npm ci --no-audit --no-fund && npm run check && npm run build
+
+docs: ## renew docs/resource-types.md from the declarations in the code
+	@scripts/venv.sh test,dev
+	$(BIN)/python scripts/resource_types.py > docs/resource-types.md
 
 screenshot: ## renew the README's picture from the running demo (needs chromium)
 	@scripts/venv.sh test,dev

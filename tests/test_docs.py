@@ -71,3 +71,10 @@ def test_a_block_keeps_its_lines_and_a_marked_one_is_left_out() -> None:
     ]
     lines = script("\n".join([*run, *left_out])).split("\n")
     assert lines == ["", "", "x = 1", "", "", "", "x += 1", "", *[""] * len(left_out)]
+
+
+def test_the_page_of_resource_types_is_up_to_date() -> None:
+    printed = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "resource_types.py"], capture_output=True, text=True, check=True
+    )
+    assert (ROOT / "docs" / "resource-types.md").read_text() == printed.stdout, "run `make docs`"

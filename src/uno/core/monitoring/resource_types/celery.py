@@ -43,7 +43,12 @@ _OUTCOMES = {"SUCCESS": "succeeded", "FAILURE": "failed", "RETRY": "retried"}
 class CeleryMonitor(ResourceTypeMonitor):
     """Tasks sent, run and failed, their wait and run time in this process; depth and consumers at the broker.
 
-    A prefork worker runs its tasks in children, which are not this process.
+    Each task that is sent carries the time in a header, ``uno_sent``, from which the worker knows how long it waited:
+    the clocks of both machines should agree. It is nothing but a number, and workers without uno pass it over.
+
+    A prefork worker (Celery's default) runs its tasks in child processes, which are not this process: the parent shows
+    what waits at the broker, but no tasks that run. They are seen with ``--pool threads``, ``solo``, and in a child
+    that starts a monitor of its own, at Celery's signal ``worker_process_init``.
     """
 
     resource_type = "task_queue"

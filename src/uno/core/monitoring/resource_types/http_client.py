@@ -43,7 +43,10 @@ _sending: ContextVar[tuple[Stat, Hold] | None] = ContextVar("uno_http_sending", 
 
 
 class HttpxClient(ResourceTypeMonitor):
-    """Requests and connections of a Client or AsyncClient."""
+    """Requests and connections of a Client or AsyncClient.
+
+    A client is found with its second request, for many are made for a single one.
+    """
 
     resource_type = "http_client"
     targets = ("httpx.Client", "httpx.AsyncClient", "httpx._client.Client", "httpx._client.AsyncClient")
