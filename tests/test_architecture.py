@@ -71,3 +71,10 @@ def test_the_public_names_are_those_of_the_list() -> None:
     listed = (ROOT / "tests" / "public_names.txt").read_text().splitlines()
     found = [f"{module}:{name}" for module in PUBLIC for name in importlib.import_module(module).__all__]
     assert sorted(found) == sorted(line for line in listed if line and not line.startswith("#"))
+
+
+def test_contributing_names_every_module() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    folder = SOURCE / "uno" / "core" / "monitoring"
+    names = [path.name + ("/" if path.is_dir() else "") for path in folder.iterdir() if path.name[0] != "_"]
+    assert [name for name in names if f"`{name}`" not in text] == []
