@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from functools import partial
+from math import inf
 from threading import get_ident
 from time import monotonic, perf_counter
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any
 
 from uno.core.monitoring.instrumentation import (
     ATTRIBUTE,
+    MAX_CALLERS,
+    ONE_CLOCK,
+    SLOW_SECONDS,
     CallScope,
     Hold,
     Site,
@@ -28,6 +33,7 @@ from uno.core.monitoring.instrumentation import (
     stat_of,
     thread_position,
 )
+from uno.core.monitoring.metrics import MAX_PENDING
 from uno.core.monitoring.names import pick
 from uno.core.monitoring.thresholds import Threshold
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
@@ -39,7 +45,7 @@ DEFAULT_PREFIX = re.compile(r"ThreadPoolExecutor-\d+\Z")
 class ThreadPool(ResourceTypeMonitor):
     """Threads, queue, wait and run time of a ThreadPoolExecutor.
 
-    A thread is busy while it runs a task that was submitted after the hooks were installed.
+    A thread is busy while it runs a task that it began after the hooks were installed.
     """
 
     resource_type = "thread_pool"
@@ -77,11 +83,17 @@ class ThreadPool(ResourceTypeMonitor):
 
     def install(self) -> list[Callable[[], None]]:
         thread = sys.modules["concurrent.futures.thread"]
-        return [install(thread.ThreadPoolExecutor, "submit", _submit)]
+        return [install(thread._WorkItem, "__init__", _init), install(thread._WorkItem, "run", _run)]
+
+    def stat(self, target: Any) -> Stat:
+        stat = stat_of(target)
+        stat.drain()
+        stat.outcome("completed").value = stat.total.value - stat.outcome("failed").value
+        return stat
 
     def collect_metrics(self, resource: Resource) -> None:
         pool = resource.target
-        stat = stat_of(pool)
+        stat = self.stat(pool)
         in_use, limit = self.capacity(pool)
         update = self.update_metric
         update("uno.resource.utilization", in_use / limit)
@@ -99,7 +111,7 @@ class ThreadPool(ResourceTypeMonitor):
         return min(len(stat_of(target).holds), target._max_workers), target._max_workers
 
     def statistics(self, target: Any) -> Mapping[str, float | None]:
-        stat = stat_of(target)
+        stat = self.stat(target)
         in_use, limit = self.capacity(target)
         return {
             "active_threads": in_use,
@@ -137,71 +149,126 @@ def _queued(pool: Any) -> int:
     return max(0, size - 1) if any(thread.is_alive() for thread in list(pool._threads)) else 0
 
 
-def _submit(original: Any) -> Any:
-    """Times a task from submit to start and from start to end, and carries the caller's name along."""
+class _Worker:
+    """A thread of a pool: the Stat of the pool, and the task that it runs. Read as a Hold."""
 
-    def submit(self: Any, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
-        try:
-            stat = self.__dict__.get(ATTRIBUTE)
-            if stat is None:
-                stat = stat_of(self)
-                announce(self)
-            task = _Task(stat, fn, caller())
-        except Exception as error:  # noqa: BLE001 - a hook never fails the call
-            failures("ThreadPoolExecutor.submit", error)
-            return original(self, fn, *args, **kwargs)
-        return original(self, task, *args, **kwargs)
+    __slots__ = ("caller", "ident", "item", "start", "stat")
 
-    return submit
-
-
-class _Task(CallScope):
-    """A submitted function that tells its Stat when it starts and ends.
-
-    While it runs it also is what the Stat holds (site, caller, since) and the scope of what it calls.
-    """
-
-    __slots__ = ("_args", "_fn", "_stat", "_time", "caller")
-
-    def __init__(self, stat: Stat, fn: Any, by: str) -> None:
-        self._name = self.caller = by
-        self._stat, self._fn, self._time = stat, fn, perf_counter()
+    def __init__(self, stat: Stat) -> None:
+        self.stat, self.ident, self.caller = stat, get_ident(), ""
+        self.item: Any = None
+        self.start = 0.0
 
     @property
     def site(self) -> Site | None:
         """Where the function is defined."""
-        code = _code(self._fn, self._args)
+        item = self.item
+        if item is None:  # it has ended since
+            return None
+        fn, args = item.task[:2] if hasattr(item, "task") else (item.fn, item.args)  # Python 3.14 has a task
+        code = _code(fn, args)
         return None if code is None else (code, 0)
 
     @property
     def since(self) -> float:
         """When it started, in monotonic seconds."""
-        return monotonic() - (perf_counter() - self._time)
+        return self.start if ONE_CLOCK else monotonic() - (perf_counter() - self.start)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        stat, fn, thread = self._stat, self._fn, get_ident()
-        self._args = args
-        started = perf_counter()
-        stat.wait.observe(started - self._time)
-        self._time = started
-        stat.holds[thread] = self  # type: ignore[assignment]
-        # Contexts are not copied into executors by themselves; only the caller's name goes along.
-        token = scope.set(self) if scope.get() is None else None
-        outcome, failure = "completed", None  # type: str, BaseException | None
+
+class _Here(threading.local):
+    worker: _Worker | None = None
+
+
+_here = _Here()
+
+
+def _adopt(frame: FrameType) -> _Worker | None:
+    """The first task in this thread: ``frame`` is the worker's loop, which knows the pool."""
+    reference = frame.f_locals.get("executor_reference")
+    pool = None if reference is None else reference()
+    if pool is None:
+        return None
+    stat: Stat | None = pool.__dict__.get(ATTRIBUTE)
+    if stat is None:
+        stat = stat_of(pool)
+        announce(pool)
+    _here.worker = _Worker(stat)
+    return _here.worker
+
+
+def _init(original: Any) -> Any:
+    """Writes down when a task was submitted and by whom."""
+
+    def __init__(self: Any, future: Any, *task: Any) -> None:
+        original(self, future, *task)
         try:
-            return fn(*args, **kwargs)
-        except BaseException as error:
-            outcome, failure = "failed", error
-            raise
-        finally:
-            if token is not None:
-                scope.reset(token)
-            stat.holds.pop(thread, None)
-            cell = stat.outcomes.get(outcome) or stat.outcome(outcome)
-            cell.value += 1
-            stat.done(perf_counter() - started, failure, self.caller)
-            # Whoever keeps the scope or the traceback shall not keep these.
-            self._fn, self._args, failure = None, (), None
+            current = scope.get()
+            name = caller() if current is None else current._name or current.name
+            self._uno_submitted = perf_counter(), name
+        except Exception as error:  # noqa: BLE001 - a hook never fails the call
+            failures("ThreadPoolExecutor.submit", error)
+
+    return __init__
+
+
+def _run(original: Any) -> Any:
+    """Times a task from submit to start and from start to end. Contexts are not copied into executors by
+    themselves; the caller's name alone goes along."""
+
+    def run(self: Any, *context: Any) -> None:
+        worker = None
+        try:
+            future = self.future
+            if future._state == "PENDING":  # else it was cancelled
+                worker = _here.worker or _adopt(sys._getframe(1))
+            if worker is not None:
+                stat = worker.stat
+                try:
+                    submitted, name = self._uno_submitted
+                except AttributeError:  # before the hooks
+                    submitted, name = None, caller()
+                if (
+                    worker.caller != name
+                ):  # the scope stays until the next task: nobody else runs in this thread
+                    worker.caller = name
+                    scope.set(CallScope(name))
+                worker.item = self
+                worker.start = start = perf_counter()
+                if submitted is not None:
+                    waits = stat.wait.pending
+                    waits.append(start - submitted)
+                    if len(waits) > MAX_PENDING:
+                        stat.wait.fold()
+                stat.holds[worker.ident] = worker  # type: ignore[assignment]
+        except Exception as error:  # noqa: BLE001
+            failures("ThreadPoolExecutor.run", error)
+            worker = None
+        if worker is None:
+            original(self, *context)
+            return
+        original(self, *context)
+        try:
+            now = perf_counter()
+            del stat.holds[worker.ident]
+            failure = future._exception
+            if failure is None:
+                log = stat.log
+                log.append((start, now, name))
+                if len(log) > MAX_PENDING:
+                    stat.drain()
+            else:
+                stat.outcome("failed").value += 1
+                stat.done(now - start, failure, name, inf)
+            if now - start > SLOW_SECONDS:
+                stat.slow.value += 1
+                site = worker.site
+                if site in stat.slow_sites or len(stat.slow_sites) < MAX_CALLERS:
+                    stat.slow_sites[site] = stat.slow_sites.get(site, 0) + 1
+            worker.item = None  # the task and its result go when the application drops them
+        except Exception as error:  # noqa: BLE001
+            failures("ThreadPoolExecutor.run", error)
+
+    return run
 
 
 def _code(fn: Any, args: tuple[Any, ...]) -> CodeType | None:
