@@ -3,9 +3,11 @@ import type { JSX } from "preact";
 import { useMemo } from "preact/hooks";
 import { signal, useSignalEffect } from "@preact/signals";
 import { get } from "./api";
-import { clean, duration, quantity } from "./format";
-import { alerts, alertsVersion, worstFirst } from "./store";
-import { Ago, AlertText, At, Empty, LevelTag, Mark, ResourceLink, serverNow } from "./ui";
+import { duration, quantity } from "./format";
+import { link } from "./live";
+import { resourceHref } from "./route";
+import { alerts, alertsVersion, models, worstFirst } from "./store";
+import { AlertTexts, At, Empty, LevelTag, Mark, ResourceLink, serverNow } from "./ui";
 import type { Alert } from "./types";
 
 const STATE_WORD = { firing: "Firing", pending: "Pending", resolved: "Resolved" } as const;
@@ -23,7 +25,7 @@ export function AlertTable({ alerts: rows, resource, label }: { alerts: Alert[];
         <td><LevelTag level={a.level} /></td>
         <td>{STATE_WORD[a.state]}</td>
         {resource && <td><ResourceLink id={a.resource} /></td>}
-        <td class="text">{clean(a.message || a.title)}{a.cause && <span class="cause">{clean(a.cause)}</span>}</td>
+        <td class="text">{a.message || a.title}{a.cause && <span class="cause">{a.cause}</span>}</td>
         <td class="r num">{quantity(a.value, a.unit)}</td>
         <td class="num"><At time={a.fired_at ?? a.since} /></td>
         <td class="r num"><Length alert={a} /></td>
@@ -36,11 +38,14 @@ export function AlertsPage(): JSX.Element {
   const state = useMemo(() => ({ history: signal<Alert[] | null>(null), failed: signal("") }), []);
   useSignalEffect(() => {
     alertsVersion.value;
+    if (link.value !== "live" && state.history.peek()) return;
     get<{ active: Alert[]; history: Alert[] }>("alerts")
       .then((all) => { state.history.value = all.history; state.failed.value = ""; })
       .catch((e: unknown) => { state.failed.value = e instanceof Error ? e.message : "No answer."; });
   });
   const active = worstFirst(alerts.value.filter((a) => a.state !== "resolved"));
+  const by = new Map<string, Alert[]>();
+  for (const a of active) by.set(a.resource, [...(by.get(a.resource) ?? []), a]);
   const history = state.history.value?.filter((a) => a.state === "resolved").sort((a, b) => (b.resolved_at ?? b.since) - (a.resolved_at ?? a.since));
   return (
     <>
@@ -48,10 +53,9 @@ export function AlertsPage(): JSX.Element {
       <section class="group">
         <h2>Active <span class="n num">{active.length}</span></h2>
         {active.length === 0 ? <div class="calm"><Mark level="ok" />Nothing is alarming.</div> :
-          <ul class="active">{active.map((a) => <li class={`card ${a.level}`} key={a.id}>
-            <p class="of"><a class="open" href={`#/resource/${encodeURIComponent(a.resource)}`}>{a.resource}</a>
-              <span class="quiet num">{a.state === "firing" ? "firing" : "pending"} for <Ago time={a.fired_at ?? a.since} bare /></span></p>
-            <AlertText alert={a} withSince={false} />
+          <ul class="active">{[...by].map(([id, of]) => <li class={`card ${of[0]!.level}`} key={id}>
+            <p class="of"><a class="open" href={resourceHref(id)}>{models.get(id)?.info.name ?? id}</a></p>
+            <AlertTexts alerts={of} />
           </li>)}</ul>}
       </section>
       <section class="group">

@@ -5,7 +5,7 @@ import { signal, useSignalEffect, type ReadonlySignal } from "@preact/signals";
 import uPlot from "uplot";
 import { get } from "./api";
 import { clock, duration, exact, labelText, quantity } from "./format";
-import { paused } from "./live";
+import { link, paused } from "./live";
 import { now } from "./store";
 import { colour, paint } from "./theme";
 import type { Detail, Metric, SeriesData } from "./types";
@@ -34,8 +34,9 @@ function nameOf(data: SeriesData, i: number): string {
   return [labels, stats && line.stat].filter(Boolean).join(" · ") || data.title;
 }
 
-function timeTicks(_: uPlot, splits: number[], __: number, ___: number, step: number): string[] {
+function timeTicks(u: uPlot, splits: number[], __: number, ___: number, step: number): string[] {
   return splits.map((t) => {
+    if (u.valToPos(t, "x") > u.width - 62 - 6 - 24) return ""; // it would be cut off
     const d = new Date(t * 1000);
     const two = (n: number): string => String(n).padStart(2, "0");
     if (step >= 86400 || (step >= 3600 && d.getHours() === 0 && d.getMinutes() === 0)) return `${two(d.getDate())}.${two(d.getMonth() + 1)}.`;
@@ -123,6 +124,9 @@ export function Chart({ id, metric, range, table, detail }: {
     const timer = window.setTimeout(() => { if (!paused.peek()) state.again.value += 1; }, Math.max(60_000, (range * 5000) / POINTS));
     return () => { stop.abort(); clearTimeout(timer); };
   }, [id, metric.name, range, seen, round]);
+
+  // After a lost connection, what failed is asked for again.
+  useSignalEffect(() => { if (link.value === "live" && state.failed.peek()) state.again.value = state.again.peek() + 1; });
 
   // The present, from the resource's own refresh.
   useSignalEffect(() => {

@@ -47,6 +47,7 @@ export function quantity(value: number | null | undefined, unit: string, rate = 
   if (unit === "s") return quantity(value, "1"); // seconds in a second: a share of one core
   if (unit === "ms" && !rate) return scaled(value / 1000, SECONDS);
   if (unit === "By") return scaled(value, BYTES) + per;
+  if (unit === "{cpu}") return `${digits(value)} ${Math.abs(value) === 1 ? "core" : "cores"}`;
   if (unit === "" || unit === "1" || unit.startsWith("{")) return count(value) + per;
   return `${count(value)} ${unit}${per}`;
 }
@@ -82,7 +83,7 @@ const TYPE_WORDS: Record<string, string> = {
   redis: "Redis",
   thread_pool: "Thread pools",
   task_queue: "Task queues",
-  file_handles: "Files",
+  file_handle: "Files",
   files: "Files",
   message_broker: "Message brokers",
   process: "Process",
@@ -95,9 +96,6 @@ export const typeTitle = (type: string): string => {
   const word = typeWord(type);
   return TYPE_WORDS[type] ?? word.charAt(0).toUpperCase() + word.slice(1);
 };
-
-/** Text from outside, unable to turn the direction of what stands around it. */
-export const clean = (text: string): string => text.replace(/[\u202a-\u202e\u2066-\u2069]/g, "\ufffd");
 
 export const labelText = (labels: Record<string, string>): string =>
   Object.entries(labels).map(([k, v]) => `${k}=${v}`).join(", ");

@@ -1,6 +1,6 @@
 // How does the page stay fresh? A stream of ticks, one per browser where it can be shared; asking, where it cannot.
 import { signal } from "@preact/signals";
-import { get, openSession, Unauthorized } from "./api";
+import { decode, get, openSession, Unauthorized } from "./api";
 import { applySnapshot, applyTick, meta } from "./store";
 import type { Snapshot, Tick } from "./types";
 
@@ -82,7 +82,7 @@ function stream(stop: AbortSignal): Promise<void> {
     const open = (): void => {
       source = new EventSource("api/stream");
       source.addEventListener("tick", (event) => {
-        const tick = JSON.parse((event as MessageEvent<string>).data) as Tick;
+        const tick = decode<Tick>((event as MessageEvent<string>).data);
         receive(tick);
         channel?.postMessage(tick);
       });
@@ -121,18 +121,30 @@ export async function signIn(token: string): Promise<boolean> {
   return link.peek() !== "locked";
 }
 
+/** Takes a token out of the address, where it must not stay; null where there is none. */
+function takeToken(): string | null {
+  const token = /^#token=(.*)$/.exec(location.hash)?.[1];
+  if (token === undefined) return null;
+  history.replaceState(null, "", location.pathname + location.search + "#/");
+  window.dispatchEvent(new HashChangeEvent("hashchange"));
+  try { return decodeURIComponent(token); } catch { return token; }
+}
+
 export async function start(): Promise<void> {
-  const token = /^#token=(.+)$/.exec(location.hash)?.[1];
+  const token = takeToken();
   if (token) {
-    history.replaceState(null, "", location.pathname + location.search + "#/");
-    window.dispatchEvent(new HashChangeEvent("hashchange"));
     // The preloaded snapshot was refused; take it out of the way of the next one.
     await fetch("api/snapshot").catch(() => undefined);
-    if (!(await signIn(decodeURIComponent(token)))) link.value = "locked";
+    if (!(await signIn(token))) link.value = "locked";
   } else {
     await refresh();
   }
   window.setInterval(watch, 1000);
+  // The printed address, opened where the page is open already: the browser only says that the hash has changed.
+  window.addEventListener("hashchange", () => {
+    const late = takeToken();
+    if (late) void signIn(late);
+  });
   document.addEventListener("visibilitychange", () => {
     if (document.hidden) { disconnect(); return; }
     if (link.peek() === "locked" || paused.peek()) return;

@@ -2,10 +2,10 @@
 import type { JSX } from "preact";
 import { useEffect, useLayoutEffect, useMemo, useRef } from "preact/hooks";
 import { computed, signal, type Signal } from "@preact/signals";
-import { clean, plural, quantity, typeTitle, typeWord } from "./format";
+import { plural, quantity, typeTitle, typeWord } from "./format";
 import { resourceHref, route, setQuery } from "./route";
 import { counts, models, RANK, shape, verdict, type Model } from "./store";
-import { Name, AlertText, levelFor, levelOf, Bar, connection, Empty, HealthPill, Mark, Spark, type Connection } from "./ui";
+import { Name, AlertTexts, levelFor, levelOf, Bar, connection, Empty, HealthPill, Mark, Spark, type Connection } from "./ui";
 import type { Level } from "./types";
 
 const UTILIZATION = "uno.resource.utilization";
@@ -55,9 +55,9 @@ function drawCard(model: Model): JSX.Element {
   return (
     <>
       <HealthPill health={health} level={level} />
-      <p class="kind"><span>{typeWord(info.type)}</span>{info.endpoint && <span class="endpoint" title={info.endpoint}>{info.endpoint}</span>}</p>
-      {alerts.slice(0, 2).map((alert) => <AlertText key={alert.id} alert={alert} />)}
-      {alerts.length > 2 && <p class="more">and {plural(alerts.length - 2, "more alert")}</p>}
+      <p class="kind"><span>{typeWord(info.type)}</span>{info.id !== info.name && <span>{info.id}</span>}{info.endpoint && <span class="endpoint" title={info.endpoint}>{info.endpoint}</span>}</p>
+      <AlertTexts alerts={alerts.slice(0, 3)} />
+      {alerts.length > 3 && <p class="more">and {plural(alerts.length - 3, "more alert")}</p>}
       {alerts.length === 0 && reason && <p class="reason">{reason}</p>}
       {use && <div class="use">
         {use.metric === UTILIZATION && <Bar ratio={use.value} level={levelFor(use.metric, alerts)} label={`${info.name}: ${use.title}`} />}
@@ -146,7 +146,7 @@ function Verdict(): JSX.Element {
   const n = counts.value;
   return (
     <section class={`verdict ${level}`} aria-label="Verdict">
-      <h1>{PAST.has(connection.value) && <span class="last">Last known</span>}{clean(text)}</h1>
+      <h1>{PAST.has(connection.value) && <span class="last">Last known</span>}{text}</h1>
       <ul class="counts num">
         <Count level="critical" n={n.critical} word="critical" />
         <Count level="warning" n={n.warning} word="warning" />
@@ -190,6 +190,19 @@ const FIRST_LINES = `from uno.core.resources import ResourceManager
 resource_manager = ResourceManager()
 resource_manager.register(engine, id="main-db")`;
 
+function FirstSteps(): JSX.Element {
+  return (
+    <>
+      <p>Register a resource, an SQLAlchemy engine for example, and its card appears here at the next tick:</p>
+      <pre tabIndex={0}><code>{FIRST_LINES}</code></pre>
+      <p>Or let uno find what the application already has: <code>resource_monitor.discover_all_resources()</code></p>
+    </>
+  );
+}
+
+/** What every process has, without a word of its application. */
+const OWN = new Set(["process", "event_loop", "file_handle"]);
+
 export function Overview(): JSX.Element {
   shape.value;
   const state = connection.value;
@@ -197,9 +210,7 @@ export function Overview(): JSX.Element {
     return (
       <section class="welcome">
         <h1>Nothing is monitored yet</h1>
-        <p>Register a resource, an SQLAlchemy engine for example, and its card appears here at the next tick:</p>
-        <pre tabIndex={0}><code>{FIRST_LINES}</code></pre>
-        <p>Or let uno find what the application already has: <code>resource_monitor.discover_all_resources()</code></p>
+        <FirstSteps />
       </section>
     );
   }
@@ -218,6 +229,10 @@ export function Overview(): JSX.Element {
         </section>}
         <Groups list={list} />
       </div>
+      {types.value.every(([t]) => OWN.has(t)) && <section class="welcome">
+        <h2>This is the process itself</h2>
+        <FirstSteps />
+      </section>}
     </>
   );
 }

@@ -8,7 +8,7 @@ import { duration, quantity, typeWord } from "./format";
 import { link, paused } from "./live";
 import { overviewHref, route, setQuery } from "./route";
 import { models, now, worstFirst } from "./store";
-import { Name, Ago, AlertText, At, Bar, Empty, HealthPill, levelFor, levelOf, LevelTag, ResourceLink, STATUS_WORD } from "./ui";
+import { Name, Ago, AlertTexts, At, Bar, Empty, HealthPill, levelFor, levelOf, LevelTag, ResourceLink, STATUS_WORD } from "./ui";
 import { AlertTable } from "./alerts";
 import type { Detail, Holder } from "./types";
 
@@ -85,15 +85,16 @@ export function ResourcePage({ id }: { id: string }): JSX.Element {
         {live.health.reason && <p class="reason">{live.health.reason}</p>}
         <p class="facts">
           <span>{typeWord(d.type)}</span>
+          {d.id !== d.name && <span class="code">{d.id}</span>}
           {d.endpoint && <span class="code">{d.endpoint}</span>}
           {d.library && <span>{d.library}</span>}
           <span>{d.discovered ? "discovered" : "registered"}</span>
-          {Object.entries(d.labels).map(([k, v]) => <span class="chip" key={k}>{k}={v}</span>)}
+          {Object.entries(d.labels).map(([k, v]) => <span class="chip" key={k}>{`${k}=${v}`}</span>)}
         </p>
         {d.note && <p class="note">{d.note}</p>}
       </header>
 
-      {alerts.length > 0 && <div class="stack">{alerts.map((a) => <AlertText key={a.id} alert={a} />)}</div>}
+      {alerts.length > 0 && <div class="stack"><AlertTexts alerts={alerts} /></div>}
 
       <section class="capacity" aria-label="Now">
         {use && <div class="use">

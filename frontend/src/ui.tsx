@@ -2,7 +2,7 @@
 import { Fragment } from "preact";
 import type { ComponentChildren, JSX } from "preact";
 import { computed } from "@preact/signals";
-import { clean, clock, duration, fullTime, quantity } from "./format";
+import { clock, duration, fullTime, quantity } from "./format";
 import { heard, link, paused, pulse } from "./live";
 import { lastTick, meta, models, now, RANK, running } from "./store";
 import { resourceHref } from "./route";
@@ -111,23 +111,34 @@ export function ResourceLink({ id }: { id: string }): JSX.Element {
 }
 
 /** What the alert says: its message, its value against the limit, and the cause on a line of its own. */
-export function AlertText({ alert, withSince = true }: { alert: Alert; withSince?: boolean }): JSX.Element {
+export function AlertText({ alert, withCause }: { alert: Alert; withCause: boolean }): JSX.Element {
   const value = alert.value != null && `${alert.title || alert.metric} ${quantity(alert.value, alert.unit)}`;
   const limit = alert.threshold != null && `limit ${quantity(alert.threshold, alert.unit)}`;
   return (
     <div class={`alert ${alert.level} ${alert.state}`}>
       <p class="message">
         <Mark level={alert.level} />
-        <span><span class="vh">{LEVEL_WORD[alert.level]}: </span>{clean(alert.message || alert.title)}</span>
+        <span><span class="vh">{LEVEL_WORD[alert.level]}: </span>{alert.message || alert.title}</span>
       </p>
-      {alert.cause && <p class="cause"><span class="label">Cause</span>{clean(alert.cause)}</p>}
+      {withCause && <p class="cause"><span class="label">Cause</span>{alert.cause}</p>}
       <p class="facts num">
         {[value, limit].filter(Boolean).join(", ")}
         {alert.state === "pending" && <span class="state">pending</span>}
-        {withSince && <span class="since">since <Ago time={alert.fired_at ?? alert.since} bare /></span>}
+        <span class="since">since <Ago time={alert.fired_at ?? alert.since} bare /></span>
       </p>
     </div>
   );
+}
+
+/** Alerts of one resource. Most have one cause, said at different seconds: it is shown once. */
+export function AlertTexts({ alerts }: { alerts: Alert[] }): JSX.Element {
+  const said = new Set<string>();
+  return <>{alerts.map((a) => {
+    const cause = a.cause.replace(/[\d.]+/g, "");
+    const fresh = cause !== "" && !said.has(cause);
+    said.add(cause);
+    return <AlertText key={a.id} alert={a} withCause={fresh} />;
+  })}</>;
 }
 
 export function Empty({ title, children }: { title: string; children?: ComponentChildren }): JSX.Element {
@@ -150,5 +161,5 @@ export const connection = computed<Connection>(() => {
 
 /** A name that breaks after a dot or an underscore, before it breaks anywhere. */
 export function Name({ text }: { text: string }) {
-  return <>{clean(text).split(/(?<=[._/:@-])/).map((part, i) => <Fragment key={i}>{i > 0 && <wbr />}{part}</Fragment>)}</>;
+  return <>{text.split(/(?<=[._/:@-])/).map((part, i) => <Fragment key={i}>{i > 0 && <wbr />}{part}</Fragment>)}</>;
 }

@@ -18,7 +18,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from tests.servers import HOST, free_port
-from tests.web import BEARER, PATH, TOKEN, mismatches, opened, served, stream, until
+from tests.web import BEARER, PATH, TOKEN, ask, mismatches, opened, served, stream, until
 from uno.core.monitoring.dashboard import Dashboard
 from uno.core.monitoring.dashboard.stream import LIFE, MAX_VIEWERS
 from uno.core.monitoring.resources import ResourceMonitor
@@ -116,9 +116,9 @@ def test_streams_are_bounded_in_number() -> None:
         answers = [client.recv(12)[9:12] for client in clients]
         assert answers.count(b"200") == MAX_VIEWERS
         assert answers.count(b"503") == 20
-        full = httpx.get(f"{address}/d/api/stream", headers=BEARER)
+        full = ask("GET", f"{address}/d/api/stream", headers=BEARER)
         assert (full.status_code, full.headers["retry-after"]) == (503, "10")
-        assert httpx.get(f"{address}/d/api/alerts", headers=BEARER).status_code == 200
+        assert ask("GET", f"{address}/d/api/alerts", headers=BEARER).status_code == 200
         ends.close()
         until(lambda: len(dashboard.stream) == 0, 5, "the viewers to be gone")
         with stream(f"{address}/d") as events:
@@ -174,7 +174,7 @@ def test_ctrl_c_ends_a_server_whose_page_is_open(workers: int, tmp_path: Path) -
 
         def answers() -> bool:
             try:
-                return httpx.get(f"{url}/api/alerts", headers=BEARER).status_code == 200
+                return ask("GET", f"{url}/api/alerts", headers=BEARER).status_code == 200
             except httpx.TransportError:
                 return False
 
