@@ -36,12 +36,21 @@ function nameOf(data: SeriesData, i: number): string {
 
 function timeTicks(u: uPlot, splits: number[], __: number, ___: number, step: number): string[] {
   return splits.map((t) => {
-    if (u.valToPos(t, "x") > u.width - 62 - 6 - 24) return ""; // it would be cut off
+    const x = u.valToPos(t, "x");
+    if (x < 20 || x > u.width - 62 - 6 - 24) return ""; // it would be cut off, or stand in the other axis
     const d = new Date(t * 1000);
     const two = (n: number): string => String(n).padStart(2, "0");
     if (step >= 86400 || (step >= 3600 && d.getHours() === 0 && d.getMinutes() === 0)) return `${two(d.getDate())}.${two(d.getMonth() + 1)}.`;
     return step < 60 ? `${two(d.getHours())}:${two(d.getMinutes())}:${two(d.getSeconds())}` : `${two(d.getHours())}:${two(d.getMinutes())}`;
   });
+}
+
+/** A value between two gaps has no line to either side: it is drawn as a point. */
+function alone(u: uPlot, series: number): number[] {
+  const values = u.data[series]!;
+  const found: number[] = [];
+  for (let i = 0; i < values.length; i++) if (values[i] != null && values[i - 1] == null && values[i + 1] == null) found.push(i);
+  return found;
 }
 
 /** Warning and critical lines, dashed and named, so that a level is not told by colour alone. */
@@ -174,7 +183,7 @@ export function Chart({ id, metric, range, table, detail }: {
           { ...axis, ...(whole ? { incrs: WHOLE } : {}), size: 62, space: 34, values: (_, splits) => splits.map((v) => say(d, d.series[0]!, v)) },
         ],
         series: [{}, ...d.series.slice(0, shown).map((_, i) => ({
-          label: nameOf(d, i), stroke: colour(inkOf(i)), width: 1.5, dash: dashOf(i), points: { show: false }, spanGaps: false,
+          label: nameOf(d, i), stroke: colour(inkOf(i)), width: 1.5, dash: dashOf(i), points: { show: false, size: 4, filter: alone }, spanGaps: false,
           ...(shown === 1 ? { fill: colour("--s1-area") } : {}),
         }))],
         hooks: { draw: [levelLines(d)], setCursor: [(u) => { state.at.value = u.cursor.idx ?? null; }] },

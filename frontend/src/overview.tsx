@@ -186,16 +186,15 @@ function Groups({ list }: { list: Group[] }): JSX.Element {
   );
 }
 
-const FIRST_LINES = `from uno.core.resources import ResourceManager
-resource_manager = ResourceManager()
-resource_manager.register(engine, id="main-db")`;
+const FIRST_LINES = `monitor = setup_monitoring(app)
+monitor.manager.register(engine, id="main-db")`;
 
 function FirstSteps(): JSX.Element {
   return (
     <>
       <p>Register a resource, an SQLAlchemy engine for example, and its card appears here at the next tick:</p>
       <pre tabIndex={0}><code>{FIRST_LINES}</code></pre>
-      <p>Or let uno find what the application already has: <code>resource_monitor.discover_all_resources()</code></p>
+      <p>Or let uno find what the application already has: <code>monitor.discover_all_resources()</code></p>
     </>
   );
 }
@@ -230,7 +229,7 @@ export function Overview(): JSX.Element {
         <Groups list={list} />
       </div>
       {types.value.every(([t]) => OWN.has(t)) && <section class="welcome">
-        <h2>This is the process itself</h2>
+        <h2>So far this is the process itself</h2>
         <FirstSteps />
       </section>}
     </>

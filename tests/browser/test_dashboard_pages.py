@@ -543,7 +543,7 @@ def test_the_monitor_is_stopped_and_started(browser: Browser, shop: Site) -> Non
 def test_an_application_without_resources(browser: Browser, bare: Site) -> None:
     with opened(browser, bare) as page:
         expect(card(page, "process")).to_be_visible()
-        expect(page.locator(".welcome")).to_contain_text("resource_manager.register(engine")
+        expect(page.locator(".welcome")).to_contain_text("monitor.manager.register(engine")
         page.keyboard.press("2")
         expect(page.get_by_role("heading", name="Map")).to_be_visible()
         page.keyboard.press("3")
