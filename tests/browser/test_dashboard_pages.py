@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -42,23 +41,29 @@ class Site:
         self.address = f"http://{HOST}:{self.port}"
         self.url = f"{self.address}{PATH}/"
         self._process: subprocess.Popen[bytes] | None = None
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the site
+        self._folder = tempfile.TemporaryDirectory(prefix="uno-test-site-")
+        self._log = Path(self._folder.name) / "log"
         self.start()
 
     def start(self, token: str = TOKEN) -> None:
         command = [sys.executable, "-m", "uvicorn", "tests.browser.shop:app", "--port", str(self.port)]
-        environment = {**os.environ, "SCENE": self.scene, "UNO_DASHBOARD_TOKEN": token}
-        process = self._process = subprocess.Popen(
-            [*command, "--log-level", "critical"],
-            cwd=Path(__file__).parents[2],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=self._errors,
-        )
+        environment = {
+            **os.environ,
+            "SCENE": self.scene,
+            "UNO_DASHBOARD_TOKEN": token,
+            "TMPDIR": self._folder.name,
+        }
+        with self._log.open("ab") as log:
+            process = self._process = subprocess.Popen(
+                [*command, "--log-level", "critical"],
+                cwd=Path(__file__).parents[2],
+                env=environment,
+                stdout=log,
+                stderr=log,
+            )
         until(lambda: process.poll() is not None or self.ticks(token) > 0, 20, "the application's start")
         if process.poll() is not None:
-            self._errors.seek(0)
-            pytest.fail(f"the application did not start: {self._errors.read().decode()[-2_000:]}")
+            pytest.fail(f"the application did not start: {self._log.read_text()[-2_000:]}")
 
     def ticks(self, token: str = TOKEN) -> int:
         """How many ticks the monitor remembers."""
@@ -75,13 +80,8 @@ class Site:
         self._process.wait()
 
     def close(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGINT)
-        try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            self.kill()
-        self._errors.close()
+        self.kill()
+        self._folder.cleanup()
 
     def post(self, path: str) -> None:
         assert ask("POST", self.address + path).status_code == 200
