@@ -153,7 +153,8 @@ class Server:
     def thaw(self) -> None:
         """Let a frozen server go on."""
         for process in reversed(self._tree()):
-            process.resume()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended meanwhile
+                process.resume()
         self._frozen = False
 
     def kill(self) -> None:

@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import sys
+import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -59,6 +60,11 @@ class Discovery:
         self.types: set[str] | None = set()
         self._heard: deque[weakref.ref[Any]] = deque(maxlen=4_096)
         self._said_full = False
+        self._busy = threading.Lock()
+
+    def reinit_after_fork(self) -> None:
+        """Replace the lock in a forked child."""
+        self._busy = threading.Lock()
 
     def scan(self, resource_type: str | None = None) -> list[Resource]:
         """Find what lives now, of one type or of all, and watch for more from now on.
@@ -68,10 +74,14 @@ class Discovery:
         if resource_type is not None:
             if resource_type not in self._kinds.types():
                 raise UnknownResourceTypeError(resource_type, self._kinds.types())
-            if self.types is not None:
-                self.types.add(resource_type)
-        else:
+        with self._busy:  # or a tick finds first what the caller is to be told of
+            return self._scan(resource_type)
+
+    def _scan(self, resource_type: str | None) -> list[Resource]:
+        if resource_type is None:
             self.types = None
+        elif self.types is not None:
+            self.types.add(resource_type)
         self._listen()
         wanted = None if resource_type is None else {resource_type}
         named = list(self._named(wanted))
@@ -81,7 +91,18 @@ class Discovery:
         return self._take(found, names)
 
     def follow(self, *, names: bool) -> list[Resource]:
-        """Take what was created since: what hooks announced and, when ``names``, what first-party names hold."""
+        """Take what was created since: what hooks announced and, when ``names``, what first-party names hold.
+
+        Nothing while a scan is under way, which finds it too.
+        """
+        if not self._busy.acquire(blocking=False):
+            return []
+        try:
+            return self._follow(names)
+        finally:
+            self._busy.release()
+
+    def _follow(self, names: bool) -> list[Resource]:
         fresh = [
             (obj, kind)
             for obj in self._announced()

@@ -708,7 +708,7 @@ class ResourceMonitor:
         """In a forked child: renew the locks and, when the parent's monitor ran, run here too."""
         was_running = self._sampler.was_running_before_fork()
         self._lock, self._life_lock, self._tick_lock = threading.RLock(), threading.RLock(), threading.RLock()
-        for part in (self.manager, self.store, self.alerts, self.collection, self._sampler):
+        for part in (self.manager, self.store, self.alerts, self.collection, self.discovery, self._sampler):
             part.reinit_after_fork()
         if self._history is not None and hasattr(self._history, "reinit_after_fork"):
             self._history.reinit_after_fork()
