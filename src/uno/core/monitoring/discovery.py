@@ -71,9 +71,8 @@ class Discovery:
 
         Returns what was found in this call and is new. UnknownResourceTypeError names the known types.
         """
-        if resource_type is not None:
-            if resource_type not in self._kinds.types():
-                raise UnknownResourceTypeError(resource_type, self._kinds.types())
+        if resource_type is not None and resource_type not in self._kinds.types():
+            raise UnknownResourceTypeError(resource_type, self._kinds.types())
         with self._busy:  # or a tick finds first what the caller is to be told of
             return self._scan(resource_type)
 
