@@ -130,7 +130,7 @@ def _serve(subject: str, watched: bool) -> None:
     calls(n)
     for histogram in histograms:
         histogram.freeze()
-    before = sum(histogram.total for histogram in histograms)
+    before = sum(histogram.totals.count for histogram in histograms)
     blocks = 0
     for _ in sys.stdin:
         begun = time.process_time()
@@ -141,7 +141,7 @@ def _serve(subject: str, watched: bool) -> None:
             histogram.freeze()
         print((time.process_time() - begun) / n, flush=True)
         blocks += 1
-    seen = sum(histogram.total for histogram in histograms) - before
+    seen = sum(histogram.totals.count for histogram in histograms) - before
     print(json.dumps({"calls": blocks * n, "observed": seen}), flush=True)
 
 

@@ -1,44 +1,49 @@
 """What is a metric, and how does an application record to it?
 
-A metric is a family of cells, one for each combination of label values. A cell holds the number; recording
-touches the cell only, without a lock: ``slot += operand`` is exact under the GIL because CPython hands the
-lock over at calls and jumps only, never between the load and the store of one augmented assignment.
+A metric is a family of cells, one for each combination of label values: a dict that makes what it misses. Recording
+touches the cell only, without a lock; cells.py says why that is exact.
 """
 
 from __future__ import annotations
 
 import re
-import threading
-import time
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from math import ceil, exp, inf, isfinite, log, nan
-from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar
+from keyword import iskeyword
+from math import inf, isfinite, nan
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, NoReturn, TypeVar
+
+from uno.core.monitoring.cells import DEFAULT_BUCKETS as DEFAULT_BUCKETS
+from uno.core.monitoring.cells import MAX_PENDING as MAX_PENDING
+from uno.core.monitoring.cells import CounterCell as CounterCell
+from uno.core.monitoring.cells import Distribution as Distribution
+from uno.core.monitoring.cells import Exemplar as Exemplar
+from uno.core.monitoring.cells import GaugeCell as GaugeCell
+from uno.core.monitoring.cells import HistogramCell as HistogramCell
+from uno.core.monitoring.cells import MetricError as MetricError
+from uno.core.monitoring.cells import NativeBuckets as NativeBuckets
+from uno.core.monitoring.cells import Sketch as Sketch
+from uno.core.monitoring.cells import number_of as number_of
+from uno.core.monitoring.wrapping import Around
 
 Kind = Literal["counter", "gauge", "histogram"]
+#: How the gauges of several workers become one: their sum, the largest, the smallest, or one series for each.
+Merge = Literal["sum", "max", "min", "worker"]
 
-#: Seconds; wide enough for a cache hit and for a slow report.
-DEFAULT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 MAX_CHILDREN = 1_000
 MAX_LABEL_LENGTH = 200
 OVERFLOW = "_overflow"
-MAX_PENDING = 4_096
-_LARGEST = 709.78  # the logarithm of the largest float
 _NAME = re.compile(r"[A-Za-z_:][A-Za-z0-9_:.]*\Z")
 _LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
 _RESERVED_LABELS = frozenset(("resource", "le", "quantile"))
-
-
-class MetricError(ValueError):
-    """A metric was defined or used in a way that cannot work; the message names the fix."""
 
 
 class Spec(NamedTuple):
     """What a metric is: its definition without any value.
 
     ``name`` is the model's name (dots for standard metrics, verbatim for the application's own), ``unit`` is
-    UCUM ("s", "By", "1", "{connection}"), ``title`` the words that a page shows.
+    UCUM ("s", "By", "1", "{connection}"), ``title`` the words that a page shows, ``merge`` how gauges of several
+    workers become one.
     """
 
     name: str
@@ -47,255 +52,7 @@ class Spec(NamedTuple):
     unit: str = ""
     labels: tuple[str, ...] = ()
     title: str = ""
-
-
-class CounterCell:
-    """A number that only grows."""
-
-    __slots__ = ("_before", "_last", "given", "value")
-
-    def __init__(self) -> None:
-        self.value: float = 0.0
-        self.given = False  # totals are given, rather than amounts added
-        self._before = self._last = 0.0
-
-    def inc(self, amount: float = 1.0) -> None:  # floats alone are compared and added fastest
-        """Add ``amount``; negative, NaN and infinite are refused with MetricError before anything changes."""
-        if not 0.0 <= amount < inf:
-            raise MetricError(
-                f"a counter only grows, and by finite amounts: cannot add {amount!r}; use a Gauge for values that fall"
-            )
-        self.value += amount
-
-    def set_total(self, total: float) -> None:
-        """Take a total that somebody else counts; a fall means that their count began anew at zero."""
-        total = float(total)
-        if not (isfinite(total) and total >= 0):
-            raise MetricError(f"a counter's total is a number from zero up, not {total!r}")
-        if total < self._last:
-            self._before += self._last
-        self._last = total
-        self.value = self._before + total
-        self.given = True
-
-    def gap(self) -> None:
-        """The total is not known at present; the next one given ends the gap."""
-        self.value = nan
-        self.given = True
-
-
-class GaugeCell:
-    """A number that rises and falls; NaN means that there is nothing to tell at present."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: float = 0.0) -> None:
-        self.value = value
-
-    def set(self, value: float) -> None:
-        """Store ``value``; TypeError or ValueError where it is not a number."""
-        if value.__class__ is not float:
-            value = float(value)
-        self.value = value
-
-    def inc(self, amount: float = 1) -> None:
-        """Add ``amount``."""
-        self.value += amount
-
-    def dec(self, amount: float = 1) -> None:
-        """Subtract ``amount``."""
-        self.value -= amount
-
-    def track(self) -> _Track:
-        """Count what is inside a ``with`` block."""
-        return _Track(self)
-
-
-class _Track:
-    __slots__ = ("_cell",)
-
-    def __init__(self, cell: GaugeCell) -> None:
-        self._cell = cell
-
-    def __enter__(self) -> None:
-        self._cell.value += 1
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._cell.value -= 1
-
-
-class _Slot:
-    """One column of a histogram, read by the tick like any other cell."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: float) -> None:
-        self.value = value
-
-
-class Sketch:
-    """Counts by relative magnitude, from which any quantile can be told within 1 %.
-
-    Logarithmic buckets with a ratio of 1.02, after DDSketch (Masson, Rim, Lee, VLDB 2019). Values at or below
-    zero share the lowest bucket. Sketches of different times add up exactly.
-    """
-
-    __slots__ = ("counts",)
-    RATIO: ClassVar[float] = log(1.02)
-    LOWEST: ClassVar[int] = -2_000  # about 6e-18; also holds zero and below
-
-    def __init__(self, counts: dict[int, int] | None = None) -> None:
-        self.counts = {} if counts is None else counts
-
-    def add(self, values: Sequence[float]) -> None:
-        """Count each of ``values``: finite numbers, ascending."""
-        counts, ratio, lowest = self.counts, self.RATIO, self.LOWEST
-        at, n = bisect_right(values, 6e-18), len(values)
-        if at:
-            counts[lowest] = counts.get(lowest, 0) + at
-        many = n - at > 100  # then it is cheaper to look for the end of each bucket
-        while at < n:
-            index = ceil(log(values[at]) / ratio)
-            end = max(at + 1, bisect_right(values, exp(min(index * ratio, _LARGEST)), at)) if many else at + 1
-            counts[index] = counts.get(index, 0) + end - at
-            at = end
-
-    def merge(self, other: Sketch) -> None:
-        """Add the counts of ``other``."""
-        counts = self.counts
-        for index, count in other.counts.items():
-            counts[index] = counts.get(index, 0) + count
-
-    def quantiles(self, ranks: Sequence[float]) -> list[float]:
-        """The value at each of ``ranks`` (ascending, 0 to 1); NaN each when nothing was counted."""
-        total = sum(self.counts.values())
-        if not total:
-            return [nan] * len(ranks)
-        out: list[float] = []
-        buckets = iter(sorted(self.counts.items()))
-        index, seen = next(buckets)
-        # The middle of a bucket in relative terms: the bound of the error holds on both sides.
-        for rank in ranks:
-            goal = rank * (total - 1) + 1
-            while seen < goal - 1e-9:
-                index, count = next(buckets)
-                seen += count
-            out.append(0.0 if index == self.LOWEST else exp(min((index - 0.5) * self.RATIO, _LARGEST)))
-        return out
-
-    def __len__(self) -> int:
-        return len(self.counts)
-
-
-class HistogramCell:
-    """A distribution. ``observe`` only appends; the tick folds what was appended.
-
-    Totals (``count``, ``sum``, ``buckets``) run from the beginning; ``mean``, ``p95`` and ``max`` speak of the
-    last tick and are NaN when nothing was observed in it.
-    """
-
-    __slots__ = (
-        "_append", "_interval", "_lock", "_top", "bounds", "bucket_counts", "count", "frozen", "max",
-        "mean", "p95", "pending", "sum", "total", "weight",
-    )  # fmt: skip
-
-    def __init__(self, bounds: Sequence[float] = DEFAULT_BUCKETS) -> None:
-        self.bounds = tuple(bounds)
-        self.bucket_counts = [0] * (len(self.bounds) + 1)
-        self.total = 0
-        self.weight = 0.0
-        #: (count, sum, counts by bucket) of the last tick: what a scrape shows, all of one moment.
-        self.frozen: tuple[int, float, tuple[int, ...]] = (0, 0.0, tuple(self.bucket_counts))
-        self.count, self.sum = _Slot(0.0), _Slot(0.0)
-        self.mean, self.p95, self.max = _Slot(nan), _Slot(nan), _Slot(nan)
-        #: What was observed and is not folded yet. Always the same list: hooks append finite floats to it, and call
-        #: fold() when it is longer than MAX_PENDING.
-        self.pending: list[float] = []
-        self._append = self.pending.append
-        self._interval = Sketch()
-        self._top = -inf
-        self._lock = threading.RLock()  # re-entrant: a signal handler may observe while this thread folds
-
-    def observe(self, value: float) -> None:
-        """Count ``value``. What is not a finite number is refused with MetricError."""
-        if value.__class__ is not float:
-            value = number_of(value, "a histogram")
-        if not -inf < value < inf:
-            raise MetricError(f"a histogram takes finite numbers, not {value!r}")
-        self._append(value)
-        if len(self.pending) >= MAX_PENDING:  # nobody ticks: stay bounded
-            self.fold()
-
-    def add(self, value: float) -> None:
-        """Count ``value``, a finite float for certain: observe() without its checks, for hooks."""
-        self._append(value)
-        if len(self.pending) >= MAX_PENDING:
-            self.fold()
-
-    def time(self) -> _Timer:
-        """Observe how many seconds a ``with`` block takes."""
-        return _Timer(self)
-
-    def fold(self) -> None:
-        """Bring what was appended into the totals."""
-        with self._lock:
-            buffer = self.pending
-            n = len(buffer)
-            if not n:
-                return
-            chunk = buffer[:n]
-            del buffer[:n]
-            chunk.sort()
-            below = 0
-            counts = self.bucket_counts
-            for i, bound in enumerate(self.bounds):
-                at = bisect_right(chunk, bound, below)
-                if at != below:
-                    counts[i] += at - below
-                    below = at
-                if at == n:
-                    break
-            else:
-                counts[-1] += n - below
-            self.total += n
-            self.weight += sum(chunk)
-            self._interval.add(chunk)
-            if chunk[-1] > self._top:
-                self._top = chunk[-1]
-
-    def freeze(self) -> Sketch | None:
-        """Fold, and set the columns to this moment. Returns what was observed since the last freeze."""
-        with self._lock:
-            self.fold()
-            interval = self._interval
-            if not interval.counts:
-                self.mean.value = self.p95.value = self.max.value = nan
-                return None
-            seen = self.total - self.frozen[0]
-            self.mean.value = (self.weight - self.frozen[1]) / seen if seen else nan
-            self.p95.value = min(interval.quantiles((0.95,))[0], self._top)
-            self.max.value = self._top
-            self.count.value, self.sum.value = self.total, self.weight
-            self.frozen = (self.total, self.weight, tuple(self.bucket_counts))
-            self._interval, self._top = Sketch(), -inf
-            return interval
-
-    def reinit_after_fork(self) -> None:
-        """Replace the lock: another thread of the parent may have held it."""
-        self._lock = threading.RLock()
-
-
-class _Timer:
-    __slots__ = ("_cell", "_start")
-
-    def __init__(self, cell: HistogramCell) -> None:
-        self._cell = cell
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._cell.observe(time.perf_counter() - self._start)
+    merge: Merge = "sum"
 
 
 Cell = CounterCell | GaugeCell | HistogramCell
@@ -315,7 +72,7 @@ def clean_label(value: object) -> str:
     """A label value as text of bounded length. Only str, int, float and bool are taken: the text of any other
     object might hold a password."""
     if isinstance(value, str):
-        text = value
+        text = str.__str__(value)  # plain, also of an enum or of a class with a __str__ of its own
     elif isinstance(value, int | float):
         text = str(value)
     else:
@@ -323,26 +80,42 @@ def clean_label(value: object) -> str:
     return text if len(text) <= MAX_LABEL_LENGTH else text[: MAX_LABEL_LENGTH - 1] + "…"
 
 
-def number_of(value: object, what: str) -> float:
-    """``value`` as float: int, bool, Decimal, numpy's scalars; MetricError for text and all else."""
-    convert = getattr(value, "__float__", None)
-    if convert is not None:
-        try:
-            return float(convert())
-        except (TypeError, ValueError, OverflowError):
-            pass
-    kind = "one so large" if isinstance(value, int) else type(value).__name__
-    raise MetricError(f"{what} takes a number, not {kind}")
+class _Missing:
+    """Stands for a label that was not given."""
 
 
-class Metric(Generic[C]):
-    """A family of cells. Use Counter, Gauge or Histogram."""
+_MISSING = _Missing()
+
+
+class Metric(dict["str | tuple[str, ...]", C]):
+    """A family of cells. Use Counter, Gauge or Histogram.
+
+    ``max_children`` bounds the combinations of label values; what comes beyond shares one series whose labels are all
+    "_overflow", and is counted in ``overflowed``. Raises MetricError for names and labels that cannot be.
+    """
 
     kind: ClassVar[Kind]
+    #: What the metric without labels does itself: methods of its only cell, kept in slots once they were used.
+    _own: ClassVar[tuple[str, ...]] = ()
+    __slots__ = ("__weakref__", "_max", "_watcher", "labels", "overflowed", "spec")
+
+    if TYPE_CHECKING:
+
+        def labels(self, *values: object, **named: object) -> C:
+            """The cell of these label values, by position or by name. MetricError where they do not fit."""
 
     def __init__(
-        self, name: str, description: str = "", labels: Sequence[str] = (), *, unit: str = "", title: str = ""
+        self,
+        name: str,
+        description: str = "",
+        labels: Sequence[str] = (),
+        *,
+        unit: str = "",
+        title: str = "",
+        max_children: int = MAX_CHILDREN,
+        merge: Merge = "sum",
     ) -> None:
+        super().__init__()
         if not isinstance(name, str) or not _NAME.match(name):
             raise MetricError(
                 f"bad metric name {name!r}: use letters, digits, '_', ':' and '.', not a digit first"
@@ -356,10 +129,13 @@ class Metric(Generic[C]):
                 raise MetricError(f"label {label!r} of {name!r} is set by uno itself; choose another name")
         if len(set(labels)) != len(labels):
             raise MetricError(f"{name!r} names a label twice: {list(labels)}")
-        self.spec = Spec(name, self.kind, description, unit, tuple(labels), title)
+        if not isinstance(max_children, int) or max_children < 1:
+            raise MetricError(f"max_children of {name!r} is a whole number from 1, not {max_children!r}")
+        if merge not in ("sum", "max", "min", "worker"):
+            raise MetricError(f"merge of {name!r} is 'sum', 'max', 'min' or 'worker', not {merge!r}")
+        self.spec = Spec(name, self.kind, description, unit, tuple(labels), title, merge)
         self.overflowed = 0
-        self._children: dict[tuple[str, ...], C] = {}
-        self._lock = threading.Lock()
+        self._max = max_children
         self._watcher: Callable[[tuple[str, ...], C], None] | None = None
 
     @property
@@ -370,114 +146,203 @@ class Metric(Generic[C]):
     def _new(self) -> C:
         raise NotImplementedError
 
-    def labels(self, *values: object, **named: object) -> C:
-        """The cell of these label values, by position or by name. MetricError where they do not fit."""
-        names = self.spec.labels
-        if named:
-            if values or named.keys() != set(names):
-                raise MetricError(f"{self.name!r} has the labels {list(names)}, got {sorted(named)}")
-            values = tuple(named[name] for name in names)
-        elif len(values) != len(names):
-            raise MetricError(
-                f"{self.name!r} has {len(names)} labels {list(names)}, got {len(values)} values"
-            )
-        key = tuple(value if type(value) is str else clean_label(value) for value in values)
-        return self._children.get(key) or self._add(key)
+    # Methods of dict would let a series be lost; two metrics are the same when they are one.
+    def _closed(self, *args: object, **kwargs: object) -> NoReturn:
+        raise TypeError("series come from labels() or [...], and are not put in, taken out or copied")
 
-    def __getitem__(self, key: str | tuple[str, ...]) -> C:
-        return self.labels(*((key,) if isinstance(key, str) else key))
+    __setitem__ = __delitem__ = update = pop = popitem = clear = setdefault = copy = _closed
+    __ior__ = __or__ = __ror__ = __reduce_ex__ = _closed
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __ne__(self, other: object) -> bool:
+        return self is not other
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.spec.name!r})"
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "labels":
+            self.labels = _make_labels(self)  # type: ignore[method-assign]
+            return self.labels
+        if name not in self._own:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if self.spec.labels:
+            names = ", ".join(f"{name}=..." for name in self.spec.labels)
+            raise MetricError(
+                f"{self.spec.name!r} has labels: choose a series with .labels({names}) first"
+            )
+        cell = self[()]
+        for own in self._own:
+            setattr(self, own, getattr(cell, own))
+        return getattr(cell, name)
+
+    def __missing__(self, key: object) -> C:
+        names = self.spec.labels
+        values = key if isinstance(key, tuple) else (key,)
+        if len(values) != len(names) or _MISSING in values:
+            given = sum(value is not _MISSING for value in values)
+            raise MetricError(
+                f"{self.spec.name!r} has {len(names)} labels {list(names)}, got {given} values"
+            )
+        plain = tuple(map(clean_label, values))
+        return self._find(plain[0] if len(names) == 1 else plain)
+
+    def _find(self, key: str | tuple[str, ...]) -> C:
+        cell = self.get(key)
+        if cell is not None:
+            return cell
+        if len(self) >= self._max:  # unbounded label values must not become unbounded memory
+            self.overflowed += 1
+            if self.overflowed == 1:
+                import logging
+
+                logging.getLogger("uno.metrics").warning(
+                    "%s has %d series: further ones share the series %r", self.spec.name, self._max, OVERFLOW
+                )
+            key = OVERFLOW if isinstance(key, str) else (OVERFLOW,) * len(key)
+        mine = self._new()
+        cell = dict.setdefault(self, key, mine)  # one step: all threads get the same cell
+        watcher = self._watcher
+        if watcher is not None and cell is mine:
+            watcher((key,) if isinstance(key, str) else key, cell)
+        return cell
 
     def cells(self) -> Iterator[tuple[tuple[str, ...], C]]:
         """Each combination of label values that was used, with its cell."""
-        return iter(list(self._children.items()))
+        return iter([((key,) if isinstance(key, str) else key, cell) for key, cell in list(self.items())])
 
     def watch(self, watcher: Callable[[tuple[str, ...], C], None] | None) -> None:
         """Call ``watcher`` for each cell, those there are and those to come. One watcher at a time."""
-        with self._lock:
-            self._watcher = watcher
-            present = list(self._children.items())
+        self._watcher = watcher
         if watcher is not None:
-            for key, cell in present:
+            for key, cell in self.cells():
                 watcher(key, cell)
 
-    def _add(self, key: tuple[str, ...]) -> C:
-        key = tuple(clean_label(value) for value in key)
-        with self._lock:
-            cell = self._children.get(key)
-            if cell is not None:
-                return cell
-            if len(self._children) >= MAX_CHILDREN:  # unbounded label values must not become unbounded memory
-                self.overflowed += 1
-                key = (OVERFLOW,) * len(key)
-                cell = self._children.get(key)
-                if cell is not None:
-                    return cell
-            cell = self._children[key] = self._new()
-            watcher = self._watcher
-        if watcher is not None:
-            watcher(key, cell)
-        return cell
-
-    def _only(self) -> C:
-        cell = self._children.get(())
-        if cell is not None:
-            return cell
-        if self.spec.labels:
-            names = ", ".join(f"{name}=..." for name in self.spec.labels)
-            raise MetricError(f"{self.name!r} has labels: choose a series with .labels({names}) first")
-        return self._add(())
-
     def reinit_after_fork(self) -> None:
-        """Replace the locks in a forked child."""
-        self._lock = threading.Lock()
+        """Nothing: there is no lock that another thread of the parent could have held."""
+
+
+def _make_labels(metric: Metric[Any]) -> Callable[..., Any]:
+    """A function whose parameters are the labels: Python itself sorts the arguments then."""
+    names = metric.spec.labels
+
+    def wrong(more: tuple[object, ...], named: Mapping[str, object]) -> NoReturn:
+        got = f"{len(names) + len(more)} values" if more else f"{sorted(named)} too"
+        raise MetricError(
+            f"{metric.spec.name!r} has {len(names)} labels {list(names)}, got {got}: it has the labels {list(names)}"
+        )
+
+    if not all(name.isidentifier() and not iskeyword(name) for name in names):
+
+        def labels(*values: object, **named: object) -> Any:
+            if named:
+                if values or named.keys() != set(names):
+                    raise MetricError(
+                        f"{metric.spec.name!r} has the labels {list(names)}, got {sorted(named)}"
+                    )
+                values = tuple(named[name] for name in names)
+            return metric[values]  # type: ignore[index]
+
+        return labels
+    # Names were checked: identifiers, not beginning with two underscores.
+    parameters = "".join(f"{name}=__missing, " for name in names)
+    key = names[0] if len(names) == 1 else f"({', '.join(names)})"
+    source = (
+        f"def labels({parameters}*__more, **__named):\n"
+        "    if __more or __named:\n"
+        "        __wrong(__more, __named)\n"
+        f"    return __metric[{key}]\n"
+    )
+    space: dict[str, Any] = {"__metric": metric, "__missing": _MISSING, "__wrong": wrong}
+    exec(source, space)
+    made: Callable[..., Any] = space["labels"]
+    return made
 
 
 class Counter(Metric[CounterCell]):
-    """Something that is counted: ``Counter("orders").inc()``, ``c.labels("GET").inc(2)``."""
+    """Something that is counted: ``Counter("orders").inc()``, ``c["GET", "/"].inc(2)``, ``c.labels(code="200").inc()``.
+
+    Without labels the methods of its cell are its own: inc, count_exceptions.
+    """
 
     kind = "counter"
+    _own = ("inc", "count_exceptions")
+    __slots__ = _own
+
+    if TYPE_CHECKING:
+
+        def inc(self, amount: float | None = None, exemplar: Mapping[str, str] | None = None) -> None:
+            """Add ``amount`` (1) to the series without labels."""
+
+        def count_exceptions(self, *kinds: type[BaseException]) -> Around:
+            """Count what a ``with`` block or a decorated function raises."""
 
     def _new(self) -> CounterCell:
         return CounterCell()
 
-    def inc(self, amount: float = 1.0) -> None:
-        """Add ``amount`` to the series without labels."""
-        self._only().inc(amount)
-
 
 class Gauge(Metric[GaugeCell]):
-    """Something that rises and falls: ``Gauge("in_stock").set(12)``."""
+    """Something that rises and falls: ``Gauge("in_stock").set(12)``.
+
+    Without labels the methods of its cell are its own: set, inc, dec, track, time, set_to_current_time.
+    """
 
     kind = "gauge"
+    _own = ("set", "inc", "dec", "track", "time", "set_to_current_time")
+    __slots__ = _own
+
+    if TYPE_CHECKING:
+
+        def set(self, value: float) -> None:
+            """Store ``value`` in the series without labels."""
+
+        def inc(self, amount: float = 1.0) -> None:
+            """Add ``amount`` to the series without labels."""
+
+        def dec(self, amount: float = 1.0) -> None:
+            """Subtract ``amount`` from the series without labels."""
+
+        def track(self) -> Around:
+            """Count what is inside a ``with`` block or a decorated function."""
+
+        def time(self) -> Around:
+            """Store how many seconds a ``with`` block or a call of a decorated function took."""
+
+        def set_to_current_time(self) -> None:
+            """Store the present time in Unix seconds."""
 
     def _new(self) -> GaugeCell:
         return GaugeCell()
-
-    def set(self, value: float) -> None:
-        """Store ``value`` in the series without labels."""
-        self._only().set(value)
-
-    def inc(self, amount: float = 1) -> None:
-        """Add ``amount`` to the series without labels."""
-        self._only().inc(amount)
-
-    def dec(self, amount: float = 1) -> None:
-        """Subtract ``amount`` from the series without labels."""
-        self._only().dec(amount)
-
-    def track(self) -> _Track:
-        """Count what is inside a ``with`` block, in the series without labels."""
-        return self._only().track()
 
 
 class Histogram(Metric[HistogramCell]):
     """A distribution: ``Histogram("wait", unit="s").observe(0.2)``, ``with h.time(): ...``.
 
-    ``buckets`` are the upper bounds that Prometheus sees; quantiles on pages and in reports come from a finer
-    sketch and do not depend on them.
+    ``buckets`` are the upper bounds that Prometheus sees, None for none; ``native``: exponential buckets too, which
+    need no bounds. Quantiles on pages and in reports come from a finer sketch and do not depend on either.
+    Without labels the methods of its cell are its own: observe, observe_exemplar, time.
     """
 
     kind = "histogram"
+    _own = ("observe", "observe_exemplar", "time")
+    __slots__ = ("_bounds", "_native", *_own)
+
+    if TYPE_CHECKING:
+
+        def observe(self, value: float) -> None:
+            """Count ``value`` in the series without labels; what is not a finite number is left out and counted."""
+
+        def observe_exemplar(self, value: float, exemplar: Mapping[str, str]) -> None:
+            """Count ``value`` and keep it as an example of its bucket."""
+
+        def time(self, exemplar: Mapping[str, str] | None = None) -> Around:
+            """Observe how many seconds a ``with`` block or a call of a decorated function takes."""
 
     def __init__(
         self,
@@ -487,26 +352,31 @@ class Histogram(Metric[HistogramCell]):
         *,
         unit: str = "",
         title: str = "",
-        buckets: Sequence[float] = DEFAULT_BUCKETS,
+        buckets: Sequence[float] | None = DEFAULT_BUCKETS,
+        native: bool = False,
+        max_children: int = MAX_CHILDREN,
     ) -> None:
-        super().__init__(name, description, labels, unit=unit, title=title)
-        self._bounds = _bounds(name, buckets)
+        super().__init__(name, description, labels, unit=unit, title=title, max_children=max_children)
+        if buckets is None and not native:
+            raise MetricError(f"{name!r} needs buckets, or native=True for exponential ones")
+        self._bounds = None if buckets is None else _bounds(name, buckets)
+        self._native = bool(native)
 
     def _new(self) -> HistogramCell:
-        return HistogramCell(self._bounds)
+        cell = HistogramCell(self._bounds, self._native)
+        if not self.spec.labels:  # its only one: worth the memory
+            cell.warm()
+        return cell
 
-    def observe(self, value: float) -> None:
-        """Count ``value`` in the series without labels."""
-        self._only().observe(value)
-
-    def time(self) -> _Timer:
-        """Time a ``with`` block, in the series without labels."""
-        return self._only().time()
+    @property
+    def refused(self) -> int:
+        """Observations that were left out, for they were not finite numbers."""
+        return sum(cell.refused for cell in list(self.values()))
 
 
-def _bounds(name: str, buckets: Sequence[float]) -> tuple[float, ...]:
+def _bounds(name: str, buckets: object) -> tuple[float, ...]:
     """The finite upper bounds; the last may be infinite, which is always there."""
-    if not isinstance(buckets, Iterable):
+    if isinstance(buckets, str) or not isinstance(buckets, Iterable):
         raise MetricError(f"buckets of {name!r} is a sequence of numbers, not {type(buckets).__name__}")
     bounds = [number_of(bound, f"a bucket of {name!r}") for bound in buckets]
     if bounds and bounds[-1] == inf:

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from uno.core.monitoring.metrics import (
     Cell,
     CounterCell,
+    Distribution,
     GaugeCell,
     HistogramCell,
+    Kind,
     Metric,
     MetricError,
     Sketch,
@@ -58,8 +60,8 @@ class Frame:
 
     ``time``: Unix seconds; ``values``: one number per column, NaN for a gap; ``row``: the same as float64;
     ``rates``: change per second of the columns that count, NaN for all others and where there is none (first
-    tick, reset); ``counting``: which columns those are; ``histograms``: (count, sum, counts by
-    bucket) of each histogram; ``sketches``: what each histogram observed since the frame
+    tick, reset); ``counting``: which columns those are; ``histograms``: the Distribution
+    of each histogram; ``sketches``: what each histogram observed since the frame
     before; ``moved``: when columns were put closer together since then, the old place of each column; ``forgotten``:
     the keys of the series that went with it.
     """
@@ -77,7 +79,7 @@ class Frame:
         row: NDArray[np.float64],
         rates: NDArray[np.float64],
         counting: NDArray[np.bool_],
-        histograms: dict[Series, tuple[int, float, tuple[int, ...]]],
+        histograms: dict[Series, Distribution],
         sketches: list[tuple[Series, Sketch]],
         moved: NDArray[np.int64] | None,
         forgotten: tuple[str, ...] = (),
@@ -160,6 +162,10 @@ class Batch:
 current_batch: ContextVar[Batch | None] = ContextVar("uno_batch", default=None)
 
 
+#: Resource, metric, names of the labels, their values: two label sets of one name may live in one family.
+_Identity = tuple[str, str, tuple[str, ...], tuple[str, ...]]
+
+
 class SeriesStore:
     """All series and the last Frame. Writers are the monitor's thread and definitions; readers take no lock."""
 
@@ -170,13 +176,14 @@ class SeriesStore:
         self.refused = 0
         self.bad_values = 0
         self._max = max_series
-        self._series: dict[tuple[str, str, tuple[str, ...]], Series] = {}
-        self._gone: dict[tuple[str, str, tuple[str, ...]], Series] = {}
+        self._series: dict[_Identity, Series] = {}
+        self._gone: dict[_Identity, Series] = {}
         self._columns: list[Any] = []  # what has a .value, one per column
         self._used = 0  # columns of live series
         self._counting: list[bool] = []
         self._histograms: list[Series] = []
         self._sampled: dict[tuple[str, str], dict[tuple[Spec, tuple[str, ...]], Series]] = {}
+        self._kinds: dict[tuple[str, str], tuple[Kind, int]] = {}  # with how many series have the name
         self._lock = threading.RLock()
         self._by_resource: dict[str, list[Series]] = {}
         self._said_full: set[tuple[str, str]] = set()
@@ -204,14 +211,13 @@ class SeriesStore:
 
         MetricError when the same name stands for another kind of metric.
         """
-        key = (resource, spec.name, labels)
+        key = (resource, spec.name, spec.labels, labels)
         with self._lock:
+            kind, _ = self._kinds.get((resource, spec.name), (spec.kind, 0))
+            if kind != spec.kind:
+                raise MetricError(f"{spec.name!r} of {resource!r} is a {kind} already, not a {spec.kind}")
             present = self._series.get(key)
             if present is not None:
-                if present.metric.kind != spec.kind:
-                    raise MetricError(
-                        f"{spec.name!r} of {resource!r} is a {present.metric.kind} already, not a {spec.kind}"
-                    )
                 if present.cell is not cell:
                     self._put_cell(present, cell)
                 return present
@@ -236,6 +242,7 @@ class SeriesStore:
                 self._put_cell(series, cell)
             self._used += series.width
             self._series[key] = series
+            self._kinds[resource, spec.name] = kind, self._kinds.get((resource, spec.name), (kind, 0))[1] + 1
             self._by_resource.setdefault(resource, []).append(series)
             if spec.kind == "histogram":
                 self._histograms = [*self._histograms, series]
@@ -275,8 +282,11 @@ class SeriesStore:
             self._index()
 
     def _retire(self, series: Series) -> None:
-        key = (series.resource, series.metric.name, series.labels)
+        key = _identity(series)
         self._gone[key] = self._series.pop(key)
+        kind, others = self._kinds.pop((series.resource, series.metric.name))
+        if others > 1:
+            self._kinds[series.resource, series.metric.name] = kind, others - 1
         series.live = False
         self._used -= series.width
         for i in range(series.column, series.column + series.width):
@@ -478,11 +488,12 @@ class SeriesStore:
         return {stat: self.value(series, stat) for stat in STATS[series.metric.kind]}
 
     def reinit_after_fork(self) -> None:
-        """Replace the locks in a forked child."""
+        """Replace the lock in a forked child."""
         self._lock = threading.RLock()
-        for series in self._series.values():
-            if isinstance(series.cell, HistogramCell):
-                series.cell.reinit_after_fork()
+
+
+def _identity(series: Series) -> _Identity:
+    return series.resource, series.metric.name, series.metric.labels, series.labels
 
 
 def select_column(series: Series, stat: str | None = None) -> Selector:

@@ -72,7 +72,7 @@ class _Family:
         for series, buckets, total_sum, total_count in self.histograms:
             frozen = frame.histograms.get(series)
             if frozen is not None:
-                count, weight, counts = frozen
+                count, weight, counts = frozen[:3]
                 lines.extend(f"{p}{n}\n" for p, n in zip(buckets, accumulate(counts), strict=True))
                 lines.append(f"{total_sum}{weight!r}\n{total_count}{count}\n")
         if lines:
