@@ -85,6 +85,7 @@ def _between(function, first: str, last: str, name: str) -> list[list[str]]:
     ("function", "slot"),
     [
         (CounterCell.inc, "value"),
+        (Counter.inc, "value"),
         (GaugeCell.inc, "value"),
         (GaugeCell.dec, "value"),
         (HistogramCell._land, "totals"),
@@ -347,7 +348,10 @@ def test_a_fork_in_the_middle_of_recording_loses_nothing() -> None:
         assert got.count == sum(counts) == counter[()].value, (got, counts)
         """
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=50
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=50,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -436,7 +440,7 @@ def test_without_the_gil_the_same_methods_hold_a_lock() -> None:
         from uno.core.monitoring import cells
         from uno.core.monitoring.resources import Counter, Gauge, Histogram
         assert not cells.HAS_GIL
-        for method in (cells.CounterCell.inc, cells.GaugeCell.set, cells.HistogramCell.observe, cells.HistogramCell.fold):
+        for method in (cells.CounterCell.inc, cells.GaugeCell.set, cells.HistogramCell.observe):
             assert "lock" in method.__code__.co_freevars, method
         sys.setswitchinterval(1e-6)
         counter, gauge, histogram = Counter("a"), Gauge("b"), Histogram("c", labels=["x"], native=True)

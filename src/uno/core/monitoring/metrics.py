@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from itertools import pairwise
 from keyword import iskeyword
 from math import inf, isfinite, nan
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, NoReturn, TypeVar
 
+from uno.core.monitoring.buckets import Distribution as Distribution
+from uno.core.monitoring.buckets import NativeBuckets as NativeBuckets
+from uno.core.monitoring.buckets import Sketch as Sketch
 from uno.core.monitoring.cells import DEFAULT_BUCKETS as DEFAULT_BUCKETS
+from uno.core.monitoring.cells import HAS_GIL
 from uno.core.monitoring.cells import MAX_PENDING as MAX_PENDING
 from uno.core.monitoring.cells import CounterCell as CounterCell
-from uno.core.monitoring.cells import Distribution as Distribution
 from uno.core.monitoring.cells import Exemplar as Exemplar
 from uno.core.monitoring.cells import GaugeCell as GaugeCell
 from uno.core.monitoring.cells import HistogramCell as HistogramCell
 from uno.core.monitoring.cells import MetricError as MetricError
-from uno.core.monitoring.cells import NativeBuckets as NativeBuckets
-from uno.core.monitoring.cells import Sketch as Sketch
 from uno.core.monitoring.cells import number_of as number_of
 from uno.core.monitoring.wrapping import Around
 
@@ -95,9 +97,11 @@ class Metric(dict["str | tuple[str, ...]", C]):
     """
 
     kind: ClassVar[Kind]
-    #: What the metric without labels does itself: methods of its only cell, kept in slots once they were used.
-    _own: ClassVar[tuple[str, ...]] = ()
-    __slots__ = ("__weakref__", "_max", "_watcher", "labels", "overflowed", "spec")
+    spec: Spec
+    #: Uses of label values beyond ``max_children``.
+    overflowed: int
+    _max: int
+    __slots__ = ("__weakref__", "_cell", "_max", "_watcher", "labels", "overflowed", "spec")
 
     if TYPE_CHECKING:
 
@@ -137,6 +141,8 @@ class Metric(dict["str | tuple[str, ...]", C]):
         self.overflowed = 0
         self._max = max_children
         self._watcher: Callable[[tuple[str, ...], C], None] | None = None
+        self._cell: C | None = None  # of a metric without labels
+        self.labels = _labels_maker(self.spec.labels)(self)  # type: ignore[method-assign]
 
     @property
     def name(self) -> str:
@@ -166,30 +172,22 @@ class Metric(dict["str | tuple[str, ...]", C]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.spec.name!r})"
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "labels":
-            self.labels = _make_labels(self)  # type: ignore[method-assign]
-            return self.labels
-        if name not in self._own:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+    def _only(self) -> C:
+        """The cell of a metric without labels."""
         if self.spec.labels:
             names = ", ".join(f"{name}=..." for name in self.spec.labels)
-            raise MetricError(
-                f"{self.spec.name!r} has labels: choose a series with .labels({names}) first"
-            )
-        cell = self[()]
-        for own in self._own:
-            setattr(self, own, getattr(cell, own))
-        return getattr(cell, name)
+            raise MetricError(f"{self.spec.name!r} has labels: choose a series with .labels({names}) first")
+        cell = self._cell
+        if cell is None:
+            self._cell = cell = self[()]
+        return cell
 
     def __missing__(self, key: object) -> C:
         names = self.spec.labels
         values = key if isinstance(key, tuple) else (key,)
         if len(values) != len(names) or _MISSING in values:
             given = sum(value is not _MISSING for value in values)
-            raise MetricError(
-                f"{self.spec.name!r} has {len(names)} labels {list(names)}, got {given} values"
-            )
+            raise MetricError(f"{self.spec.name!r} has {len(names)} labels {list(names)}, got {given} values")
         plain = tuple(map(clean_label, values))
         return self._find(plain[0] if len(names) == 1 else plain)
 
@@ -228,97 +226,112 @@ class Metric(dict["str | tuple[str, ...]", C]):
         """Nothing: there is no lock that another thread of the parent could have held."""
 
 
-def _make_labels(metric: Metric[Any]) -> Callable[..., Any]:
-    """A function whose parameters are the labels: Python itself sorts the arguments then."""
-    names = metric.spec.labels
-
-    def wrong(more: tuple[object, ...], named: Mapping[str, object]) -> NoReturn:
-        got = f"{len(names) + len(more)} values" if more else f"{sorted(named)} too"
-        raise MetricError(
-            f"{metric.spec.name!r} has {len(names)} labels {list(names)}, got {got}: it has the labels {list(names)}"
-        )
-
-    if not all(name.isidentifier() and not iskeyword(name) for name in names):
-
-        def labels(*values: object, **named: object) -> Any:
-            if named:
-                if values or named.keys() != set(names):
-                    raise MetricError(
-                        f"{metric.spec.name!r} has the labels {list(names)}, got {sorted(named)}"
-                    )
-                values = tuple(named[name] for name in names)
-            return metric[values]  # type: ignore[index]
-
-        return labels
+@lru_cache(256)
+def _labels_maker(names: tuple[str, ...]) -> Callable[[Metric[Any]], Callable[..., Any]]:
+    """What makes a metric's ``labels``: a function whose parameters are the labels, so that Python itself sorts the
+    arguments. Names that cannot be parameters are sorted here."""
+    if not names or not all(name.isidentifier() and not iskeyword(name) for name in names):
+        return lambda metric: partial(_labels, metric)
     # Names were checked: identifiers, not beginning with two underscores.
     parameters = "".join(f"{name}=__missing, " for name in names)
-    key = names[0] if len(names) == 1 else f"({', '.join(names)})"
+    key = names[0] if len(names) == 1 else ", ".join(names)
     source = (
-        f"def labels({parameters}*__more, **__named):\n"
-        "    if __more or __named:\n"
-        "        __wrong(__more, __named)\n"
-        f"    return __metric[{key}]\n"
+        "def make(__metric):\n"
+        f"    def labels({parameters}*__more, **__named):\n"
+        "        if __more or __named:\n"
+        "            __wrong(__metric, __more, __named)\n"
+        f"        return __metric[{key}]\n"
+        "    return labels\n"
     )
-    space: dict[str, Any] = {"__metric": metric, "__missing": _MISSING, "__wrong": wrong}
+    space: dict[str, Any] = {"__missing": _MISSING, "__wrong": _wrong}
     exec(source, space)
-    made: Callable[..., Any] = space["labels"]
+    made: Callable[[Metric[Any]], Callable[..., Any]] = space["make"]
     return made
+
+
+def _wrong(metric: Metric[Any], more: tuple[object, ...], named: Mapping[str, object]) -> NoReturn:
+    names = metric.spec.labels
+    got = f"{len(names) + len(more)} values" if more else f"{sorted(named)} too"
+    raise MetricError(f"{metric.spec.name!r} has {len(names)} labels {list(names)}, got {got}")
+
+
+def _labels(metric: Metric[Any], *values: object, **named: object) -> Any:
+    names = metric.spec.labels
+    if named:
+        if values or named.keys() != set(names):
+            raise MetricError(f"{metric.spec.name!r} has the labels {list(names)}, got {sorted(named)}")
+        values = tuple(named[name] for name in names)
+    return metric[values]  # type: ignore[index]
 
 
 class Counter(Metric[CounterCell]):
     """Something that is counted: ``Counter("orders").inc()``, ``c["GET", "/"].inc(2)``, ``c.labels(code="200").inc()``.
 
-    Without labels the methods of its cell are its own: inc, count_exceptions.
+    A series is there from its first use on; ``inc(0)`` shows it at zero.
     """
 
     kind = "counter"
-    _own = ("inc", "count_exceptions")
-    __slots__ = _own
-
-    if TYPE_CHECKING:
-
-        def inc(self, amount: float | None = None, exemplar: Mapping[str, str] | None = None) -> None:
-            """Add ``amount`` (1) to the series without labels."""
-
-        def count_exceptions(self, *kinds: type[BaseException]) -> Around:
-            """Count what a ``with`` block or a decorated function raises."""
+    __slots__ = ()
 
     def _new(self) -> CounterCell:
         return CounterCell()
+
+    def inc(self, amount: float | None = None, exemplar: Mapping[str, str] | None = None) -> None:
+        """Add ``amount`` (1) to the series without labels; see CounterCell.inc."""
+        if amount is None and exemplar is None:
+            try:
+                self._cell.value += 1.0  # type: ignore[union-attr]
+            except AttributeError:  # its first use, or it has labels
+                self._only().inc()
+            return
+        self._only().inc(amount, exemplar)
+
+    def count_exceptions(self, *kinds: type[BaseException]) -> Around:
+        """Count what a ``with`` block or a decorated function raises; ``kinds`` chooses (default: Exception)."""
+        return self._only().count_exceptions(*kinds)
 
 
 class Gauge(Metric[GaugeCell]):
     """Something that rises and falls: ``Gauge("in_stock").set(12)``.
 
-    Without labels the methods of its cell are its own: set, inc, dec, track, time, set_to_current_time.
+    It is a gap until it is set. ``merge``: how the values of several workers become one, "sum", "max", "min", or
+    "worker" for a series each.
     """
 
     kind = "gauge"
-    _own = ("set", "inc", "dec", "track", "time", "set_to_current_time")
-    __slots__ = _own
-
-    if TYPE_CHECKING:
-
-        def set(self, value: float) -> None:
-            """Store ``value`` in the series without labels."""
-
-        def inc(self, amount: float = 1.0) -> None:
-            """Add ``amount`` to the series without labels."""
-
-        def dec(self, amount: float = 1.0) -> None:
-            """Subtract ``amount`` from the series without labels."""
-
-        def track(self) -> Around:
-            """Count what is inside a ``with`` block or a decorated function."""
-
-        def time(self) -> Around:
-            """Store how many seconds a ``with`` block or a call of a decorated function took."""
-
-        def set_to_current_time(self) -> None:
-            """Store the present time in Unix seconds."""
+    __slots__ = ()
 
     def _new(self) -> GaugeCell:
         return GaugeCell()
+
+    def set(self, value: float) -> None:
+        """Store ``value`` in the series without labels; see GaugeCell.set."""
+        if value.__class__ is not float:
+            value = number_of(value, "a gauge")
+        try:
+            self._cell.value = value  # type: ignore[union-attr]
+        except AttributeError:
+            self._only().value = value
+
+    def inc(self, amount: float = 1.0) -> None:
+        """Add ``amount`` to the series without labels."""
+        self._only().inc(amount)
+
+    def dec(self, amount: float = 1.0) -> None:
+        """Subtract ``amount`` from the series without labels."""
+        self._only().dec(amount)
+
+    def set_to_current_time(self) -> None:
+        """Store the present time in Unix seconds."""
+        self._only().set_to_current_time()
+
+    def track(self) -> Around:
+        """Count what is inside a ``with`` block or a decorated function."""
+        return self._only().track()
+
+    def time(self) -> Around:
+        """Store how many seconds a ``with`` block or a call of a decorated function took."""
+        return self._only().time()
 
 
 class Histogram(Metric[HistogramCell]):
@@ -326,23 +339,15 @@ class Histogram(Metric[HistogramCell]):
 
     ``buckets`` are the upper bounds that Prometheus sees, None for none; ``native``: exponential buckets too, which
     need no bounds. Quantiles on pages and in reports come from a finer sketch and do not depend on either.
-    Without labels the methods of its cell are its own: observe, observe_exemplar, time.
     """
 
     kind = "histogram"
-    _own = ("observe", "observe_exemplar", "time")
-    __slots__ = ("_bounds", "_native", *_own)
+    __slots__ = ("_bounds", "_native", "observe")
 
     if TYPE_CHECKING:
 
         def observe(self, value: float) -> None:
             """Count ``value`` in the series without labels; what is not a finite number is left out and counted."""
-
-        def observe_exemplar(self, value: float, exemplar: Mapping[str, str]) -> None:
-            """Count ``value`` and keep it as an example of its bucket."""
-
-        def time(self, exemplar: Mapping[str, str] | None = None) -> Around:
-            """Observe how many seconds a ``with`` block or a call of a decorated function takes."""
 
     def __init__(
         self,
@@ -361,6 +366,21 @@ class Histogram(Metric[HistogramCell]):
             raise MetricError(f"{name!r} needs buckets, or native=True for exponential ones")
         self._bounds = None if buckets is None else _bounds(name, buckets)
         self._native = bool(native)
+        self.observe = self._first  # type: ignore[method-assign]
+
+    def _first(self, value: float) -> None:
+        """The first use; afterwards ``observe`` is the cell's own. A method that was bound before comes here."""
+        cell = self._only()
+        self.observe = cell.observe  # type: ignore[method-assign]
+        cell.observe(value)
+
+    def observe_exemplar(self, value: float, exemplar: Mapping[str, str]) -> None:
+        """Count ``value`` and keep it as an example of its bucket; see HistogramCell.observe_exemplar."""
+        self._only().observe_exemplar(value, exemplar)
+
+    def time(self, exemplar: Mapping[str, str] | None = None) -> Around:
+        """Observe how many seconds a ``with`` block or a call of a decorated function takes."""
+        return self._only().time(exemplar)
 
     def _new(self) -> HistogramCell:
         cell = HistogramCell(self._bounds, self._native)
@@ -393,3 +413,14 @@ def metric_of(spec: Spec) -> Counter | Gauge | Histogram:
     make: type[Counter] | type[Gauge] | type[Histogram]
     make = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}[spec.kind]  # type: ignore[assignment]
     return make(spec.name, spec.description, spec.labels, unit=spec.unit, title=spec.title)
+
+
+if not HAS_GIL:  # the cells hold a lock then; what is quick because it goes round them must not
+
+    def _inc(self: Counter, amount: float | None = None, exemplar: Mapping[str, str] | None = None) -> None:
+        self._only().inc(amount, exemplar)
+
+    def _set(self: Gauge, value: float) -> None:
+        self._only().set(value)
+
+    Counter.inc, Gauge.set = _inc, _set  # type: ignore[method-assign]

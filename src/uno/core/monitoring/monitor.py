@@ -27,7 +27,7 @@ from uno.core.monitoring.discovery import Discovery
 from uno.core.monitoring.health import Health, HealthBook
 from uno.core.monitoring.instrumentation import Stat, describe_site, failures
 from uno.core.monitoring.metrics import Counter, CounterCell, Gauge, Histogram, Metric, MetricError, Spec
-from uno.core.monitoring.names import STANDARD, resolve, short_names
+from uno.core.monitoring.names import STANDARD, clash, resolve, short_names
 from uno.core.monitoring.resource_types import Recogniser, load
 from uno.core.monitoring.resource_types.event_loop import LoopTarget
 from uno.core.monitoring.resource_types.file_handle import FileTarget
@@ -340,6 +340,9 @@ class ResourceMonitor:
                     raise MetricError(
                         f"{name!r} of {other!r} is a {known.kind}: one name, one kind of metric"
                     )
+            reason = clash(spec, [*(known.spec for known in self._metrics.values()), *STANDARD.values()])
+            if reason:
+                raise MetricError(reason)
             if read is not None:
                 if not callable(read):
                     raise TypeError(f"read= is a function without arguments, not {type(read).__name__}")
@@ -691,6 +694,14 @@ class ResourceMonitor:
         put(STANDARD["uno.hook.failures"], failures.cell)
         for (resource, reason), cell in list(self.collection.failures.items()):
             put(STANDARD["uno.collect.failures"], cell, {"target": resource, "reason": reason})
+        for what in ("overflow", "refused"):
+            told: dict[str, int] = {}
+            for metric in list(self._metrics.values()):
+                number = metric.overflowed if what == "overflow" else getattr(metric, "refused", 0)
+                if number:
+                    told[metric.name] = told.get(metric.name, 0) + number
+            for name, number in told.items():
+                put(STANDARD[f"uno.metric.{what}"], number, {"metric": name})
         self.store.commit(batch)
 
     def cpu_ratio(self) -> float | None:

@@ -8,6 +8,7 @@ titles, units, the Prometheus form) is derived from here.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from uno.core.monitoring.metrics import Spec
 
@@ -107,9 +108,16 @@ _TABLE: tuple[Spec, ...] = (
          "Failed collections"),
     Spec("uno.hook.failures", "counter", "Hooks that failed; the application's call went through", "{failure}", (),
          "Failed hooks"),
+    Spec("uno.metric.overflow", "counter", "Recordings whose labels were too many to keep apart", "{recording}",
+         ("metric",), "Label overflow"),
+    Spec("uno.metric.refused", "counter", "Observations left out, for they were not finite numbers",
+         "{observation}", ("metric",), "Refused"),
 )  # fmt: skip
 
 STANDARD = {spec.name: spec for spec in _TABLE}
+
+#: Families that say what is, rather than how much: the exposition makes them.
+STATES = ("uno_resource_info", "uno_resource_health", "uno_alert")
 
 _DB = {
     "connection_pool_usage": "uno.resource.utilization",
@@ -208,6 +216,42 @@ def short_names(name: str, resource_type: str) -> list[str]:
     """The short names of the metric ``name`` for resources of ``resource_type``."""
     tables = (SHORT.get(resource_type, {}), SHORT[""])
     return sorted({short for table in tables for short, model in table.items() if model == name})
+
+
+def line_names(spec: Spec) -> frozenset[str]:
+    """The names that the lines of a metric have in Prometheus form; no two metrics may share one."""
+    name = wire_name(spec)
+    if spec.kind != "histogram":
+        return frozenset((name,))
+    return frozenset((name, *(f"{name}_{part}" for part in ("bucket", "sum", "count"))))
+
+
+def clash(spec: Spec, others: Iterable[Spec]) -> str:
+    """Why ``spec`` cannot stand beside ``others``, in words; "" when it can."""
+    name, lines = wire_name(spec), line_names(spec)
+    if lines & set(STATES):
+        return f"{name!r} is a name of uno's own; choose another"
+    for other in others:
+        if other.name == spec.name and other.kind == spec.kind:
+            continue
+        shared = lines & line_names(other)
+        if shared:
+            return (
+                f"the {spec.kind} {spec.name!r} and the {other.kind} {other.name!r} would both be called "
+                f"{min(shared)!r} in Prometheus; choose another name"
+            )
+    return ""
+
+
+def as_table() -> str:
+    """The standard metrics as the table of docs/names.md."""
+    rows = [
+        f"| `{spec.name}` | {spec.kind} | {spec.unit.strip('{}') or '-'} "
+        f"| {', '.join(f'`{label}`' for label in spec.labels) or '-'} | `{wire_name(spec)}` | {spec.description} |"
+        for spec in _TABLE
+    ]
+    head = ["| model name | kind | unit | labels | Prometheus | what it is |", "|---|---|---|---|---|---|"]
+    return "\n".join((*head, *rows))
 
 
 def wire_label(name: str) -> str:
