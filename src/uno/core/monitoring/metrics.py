@@ -89,7 +89,7 @@ class _Missing:
 _MISSING = _Missing()
 
 
-class Metric(dict["str | tuple[str, ...]", C]):
+class Metric(dict[Any, C]):
     """A family of cells. Use Counter, Gauge or Histogram.
 
     ``max_children`` bounds the combinations of label values; what comes beyond shares one series whose labels are all
@@ -261,7 +261,7 @@ def _labels(metric: Metric[Any], *values: object, **named: object) -> Any:
         if values or named.keys() != set(names):
             raise MetricError(f"{metric.spec.name!r} has the labels {list(names)}, got {sorted(named)}")
         values = tuple(named[name] for name in names)
-    return metric[values]  # type: ignore[index]
+    return metric[values]
 
 
 class Counter(Metric[CounterCell]):
