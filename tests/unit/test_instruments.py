@@ -163,7 +163,7 @@ def test_a_series_without_labels_is_there_from_its_first_use() -> None:
     ],
     ids=count(),
 )  # fmt: skip
-def test_a_metric_with_labels_asks_for_them(use) -> None:
+def test_a_metric_with_labels_asks_for_them(use: Any) -> None:
     with pytest.raises(MetricError, match=r"\.labels\(b=\.\.\.\) first"):
         use()
 
@@ -182,7 +182,8 @@ def test_amounts_of_any_kind_leave_a_plain_float(amount) -> None:
 def test_a_gauge_refuses_before_anything_changes(amount) -> None:
     gauge = Gauge("a")
     gauge.set(5)
-    for use in (gauge.inc, gauge.dec, *([gauge.set] if amount == amount else [])):
+    uses: list[Any] = [gauge.inc, gauge.dec, *([gauge.set] if amount == amount else [])]
+    for use in uses:
         with pytest.raises(MetricError):
             use(amount)
     assert gauge[()].value == 5
@@ -323,6 +324,29 @@ def test_too_many_buckets_make_them_wider_and_lose_nothing() -> None:
 def test_native_buckets_of_different_width_add_up(one, two, first, second) -> None:
     merged = native_merge(native_of(sorted(one), first), native_of(sorted(two), second))
     assert merged == native_of(sorted(one + two), merged.schema)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.one_of(finite, st.floats(-1, 40), st.just(0.5)), min_size=1, max_size=20), st.integers(1, 50)
+)
+def test_very_many_at_once_are_counted_as_one_by_one(values, times) -> None:
+    together, single = HistogramCell((-1.0, 0.0, 0.5, 10.0)), HistogramCell((-1.0, 0.0, 0.5, 10.0))
+    for cell in (together, single):
+        cell.watched()
+        cell.warm()
+    for value in values * times:
+        together.observe(value)
+        single.observe(value)
+        single.fold()
+    assert together.collect().counts == single.collect().counts
+    assert together.totals.count == len(values) * times
+    whole, parts = together.freeze(), single.freeze()
+    assert whole is not None
+    assert parts is not None
+    ranks = [i / 10 for i in range(11)]
+    assert whole.quantiles(ranks) == pytest.approx(parts.quantiles(ranks), rel=0.021)
+    assert together.max.value == single.max.value == max(values)
 
 
 def test_classic_and_native_stand_side_by_side() -> None:

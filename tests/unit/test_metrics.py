@@ -378,7 +378,7 @@ def test_sketches_add_up(first, second) -> None:
 
 
 @settings(deadline=None)
-@given(st.floats(0, 700), st.floats(0, 9), st.integers(101, 400))
+@given(st.floats(0, 700), st.floats(0, 9), st.integers(101, 600))
 def test_many_values_at_once_are_counted_as_one_by_one(at, width, many) -> None:
     observed = sorted(math.exp(min(709.78, at + width * i / many)) for i in range(many))
     together, single = Sketch(), Sketch()

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import repeat
 from math import ceil, exp, frexp, inf, ldexp, log, nan
+from operator import truediv
 from typing import ClassVar, NamedTuple
 
+#: So many observations at once are counted by numpy, where it is loaded already.
+MANY = 192
 MOST_NATIVE = 160
 FINEST, COARSEST = 5, -4
 ZERO_THRESHOLD = 2.0**-128
@@ -62,10 +68,22 @@ class Sketch:
         at, n = bisect_right(values, 6e-18), len(values)
         if at:
             counts[lowest] = counts.get(lowest, 0) + at
-        many = n - at > 100  # then it is cheaper to look for the end of each bucket
-        while at < n:
+        if at == n:
+            return
+        if n - at < 128:
+            for value in values[at:]:
+                index = ceil(log(value) / ratio)
+                counts[index] = counts.get(index, 0) + 1
+            return
+        span = (log(values[-1]) - log(values[at])) / ratio
+        if n - at < 4 * span:
+            rest = values[at:] if at else values
+            for index, count in Counter(map(ceil, map(truediv, map(log, rest), repeat(ratio)))).items():
+                counts[index] = counts.get(index, 0) + count
+            return
+        while at < n:  # few buckets for so many: look for the end of each
             index = ceil(log(values[at]) / ratio)
-            end = max(at + 1, bisect_right(values, exp(min(index * ratio, _LARGEST)), at)) if many else at + 1
+            end = max(at + 1, bisect_right(values, exp(min(index * ratio, _LARGEST)), at))
             counts[index] = counts.get(index, 0) + end - at
             at = end
 
@@ -192,3 +210,32 @@ def count_in(ordered: list[float], bounds: tuple[float, ...], before: tuple[int,
     else:
         counts[-1] += n - below
     return tuple(counts)
+
+
+class Many(NamedTuple):
+    """What :func:`count_many` found: counts by classic bucket, a sketch, and the largest value."""
+
+    counts: list[int]
+    sketch: Sketch
+    top: float
+
+
+def count_many(values: list[float], bounds: tuple[float, ...], sketching: bool) -> Many | None:
+    """Count finite numbers in any order; None where numpy is not loaded, which nobody does for this."""
+    np = sys.modules.get("numpy")
+    if np is None or not hasattr(np, "searchsorted"):  # another thread is importing it
+        return None
+    array = np.array(values, np.float64)
+    counts = np.bincount(np.searchsorted(bounds, array), minlength=len(bounds) + 1).tolist()
+    sketch = Sketch()
+    if sketching:
+        large = array[array > 6e-18]
+        if len(large) < len(array):
+            sketch.counts[Sketch.LOWEST] = len(array) - len(large)
+        if len(large):
+            places = np.ceil(np.log(large) / Sketch.RATIO).astype(np.int64)
+            first = int(places.min())
+            found = np.bincount(places - first)
+            used = np.flatnonzero(found)
+            sketch.counts.update(zip((used + first).tolist(), found[used].tolist(), strict=True))
+    return Many(counts, sketch, float(array.max()))

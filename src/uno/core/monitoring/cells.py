@@ -27,17 +27,20 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import repeat, starmap
 from math import inf, isfinite, nan
-from operator import call
+from operator import add, call
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from weakref import ref
 
 from uno.core.monitoring.buckets import (
     FINEST,
+    MANY,
     ZERO_THRESHOLD,
     Distribution,
+    Many,
     NativeBuckets,
     Sketch,
     count_in,
+    count_many,
     native_merge,
     native_of,
 )
@@ -424,23 +427,34 @@ class HistogramCell:
 
     def _land(self, key: int, flight: list[Any]) -> None:
         refused = 0
+        ordered: list[float] = []
+        many: Many | None = None
+        live = self._live
         try:
             total = float(sum(flight))
-            ordered = sorted(flight)
-            sound = -inf < total < inf
+            if -inf < total < inf:
+                if len(flight) >= MANY and self.totals.native is None:
+                    many = count_many(flight, self.bounds, live is not None)
+                if many is None:
+                    ordered = sorted(flight)
         except Exception:  # noqa: BLE001 - text, an array, an object that compares in its own way
-            sound = False
-        if not sound:
+            total = nan
+        if not -inf < total < inf:
+            many = None
             ordered = sorted(value for value in map(_finite, flight) if value is not None)
             refused = len(flight) - len(ordered)
             total = sum(ordered)
-        n = len(ordered)
+        n = len(flight) - refused
         native = native_of(ordered) if self.totals.native is not None and n else None
         while True:
             totals = self.totals
             new = totals
             if n:
-                counts = totals.counts and count_in(ordered, self.bounds, totals.counts)
+                counts = totals.counts
+                if many is not None:
+                    counts = tuple(map(add, counts, many.counts))
+                elif counts:
+                    counts = count_in(ordered, self.bounds, counts)
                 merged = native and native_merge(totals.native, native)  # type: ignore[arg-type]
                 new = Distribution(totals.count + n, totals.sum + total, counts, merged)
             # From here to the deletion nobody comes in between.
@@ -449,11 +463,14 @@ class HistogramCell:
                 self.refused += refused
                 del _FLYING[key]
                 break
-        live = self._live
         if live is not None and n:
-            sketch = Sketch()
-            sketch.add(ordered)
-            live.parts.append((sketch, ordered[-1], n, total))
+            if many is not None:
+                part = many.sketch, many.top, n, total
+            else:
+                sketch = Sketch()
+                sketch.add(ordered)
+                part = sketch, ordered[-1], n, total
+            live.parts.append(part)
             if len(live.parts) >= MOST_PARTS:  # nobody ticks: stay bounded
                 live.parts.append(_join(at_once(live.parts.copy, live.parts.clear)[0]))
 
