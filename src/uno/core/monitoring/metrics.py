@@ -396,7 +396,7 @@ class Histogram(Metric[HistogramCell]):
 
 def _bounds(name: str, buckets: object) -> tuple[float, ...]:
     """The finite upper bounds; the last may be infinite, which is always there."""
-    if isinstance(buckets, str) or not isinstance(buckets, Iterable):
+    if not isinstance(buckets, Iterable):
         raise MetricError(f"buckets of {name!r} is a sequence of numbers, not {type(buckets).__name__}")
     bounds = [number_of(bound, f"a bucket of {name!r}") for bound in buckets]
     if bounds and bounds[-1] == inf:
