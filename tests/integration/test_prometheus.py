@@ -62,7 +62,7 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 def scrape(monitor: ResourceMonitor) -> Samples:
     """All samples of the application's own metrics, as another parser reads them."""
-    text = setup_prometheus_exporter(monitor).render().decode()
+    text = setup_prometheus_exporter(monitor, prometheus_client=False).render().decode()
     found: Samples = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -117,7 +117,7 @@ def test_compressed_when_that_is_wanted(monitor: ResourceMonitor) -> None:
     plain, headers = exporter.respond("")
     packed, packed_headers = exporter.respond("br, GZip")
     assert "content-encoding" not in headers
-    assert headers["vary"] == packed_headers["vary"] == "accept-encoding"
+    assert headers["vary"] == packed_headers["vary"] == "accept, accept-encoding"
     assert packed_headers["content-encoding"] == "gzip"
     assert len(packed) < len(plain) / 4
     assert b"article 49" in gzip.decompress(packed)
@@ -323,7 +323,8 @@ def test_resources_their_health_and_alerts(monitor: ResourceMonitor) -> None:
     monitor.tick()
     samples = scrape(monitor)
     assert one(samples, "uno_resource_info", type="custom", name="shop", endpoint="") == 1
-    assert one(samples, "uno_resource_health", status="unknown") == 1
+    assert one(samples, "uno_resource_health", uno_resource_health="unknown") == 1
+    assert one(samples, "uno_resource_health", uno_resource_health="up") == 0
     alerts = [dict(labels) for (name, labels), _ in samples.items() if name == "uno_alert"]
     assert {
         "label_side": "left",
@@ -383,7 +384,7 @@ def test_promtool_finds_nothing_wrong(monitor: ResourceMonitor, promtool: str, t
     monitor.add_metric("shop", Counter("orders_total", "Orders")).inc()
     with monitor:
         until(lambda: monitor.read("db", "connections_max") is not None)
-        text = setup_prometheus_exporter(monitor).render().decode()
+        text = setup_prometheus_exporter(monitor, prometheus_client=False).render().decode()
     done = subprocess.run(
         [promtool, "check", "metrics"], input=text, capture_output=True, text=True, check=False
     )
@@ -441,7 +442,7 @@ def test_a_real_prometheus_reads_the_same(prometheus: Callable[[str], Prometheus
         ((_, quantile),) = ask("histogram_quantile(0.5, rate(wait_seconds_bucket[10s]))")
         assert 0.1 < quantile < 0.2
         assert ask('uno_resource_info{resource="shop",type="custom"}')[0][1] == 1
-        assert ask('uno_resource_health{resource="process",status="up"}')[0][1] == 1
+        assert ask('uno_resource_health{resource="process",uno_resource_health="up"}')[0][1] == 1
         assert ask("scrape_samples_scraped")[0][1] > 20
     finally:
         server.should_exit = True

@@ -13,7 +13,8 @@ import re
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from uno.core.monitoring.exporters.prometheus import PrometheusExporter
+from uno.core.monitoring.exporters.prometheus import PrometheusExporter, as_collector
+from uno.core.monitoring.exporters.prometheus.asgi import application
 from uno.core.monitoring.health import MEDIA_TYPE, HealthRegistry, ResourceHealthAdapter
 from uno.core.monitoring.instrumentation import CallScope, scope
 from uno.core.monitoring.monitor import ResourceMonitor
@@ -22,7 +23,13 @@ from uno.core.monitoring.sampler import running_loop
 if TYPE_CHECKING:
     from fastapi import APIRouter
 
-__all__ = ["MonitoringMiddleware", "RoutedExporter", "setup_monitoring", "setup_prometheus_exporter"]
+__all__ = [
+    "MonitoringMiddleware",
+    "RoutedExporter",
+    "as_collector",
+    "setup_monitoring",
+    "setup_prometheus_exporter",
+]
 
 log = logging.getLogger("uno.integration")
 
@@ -39,16 +46,20 @@ class RoutedExporter(PrometheusExporter):
     @property
     def router(self) -> APIRouter:
         """To be included under a prefix: ``app.include_router(exporter.router, prefix="/metrics")``."""
-        from fastapi import APIRouter, Request, Response
+        from fastapi import APIRouter, HTTPException, Request, Response
 
         router = APIRouter()
 
-        def metrics(request: Request) -> Response:
-            body, headers = self.respond(request.headers.get("accept-encoding", ""))
-            return Response(b"" if request.method == "HEAD" else body, headers=headers)
-
         async def scrape(request: Request) -> Response:
-            return metrics(request)
+            accept = ",".join(request.headers.getlist("accept"))
+            accept_encoding = ",".join(request.headers.getlist("accept-encoding"))
+            try:
+                parts, headers = await self.respond_in_loop(accept_encoding, accept, request.url.query)
+            except ValueError:
+                raise HTTPException(400, "too many parameters") from None
+            length = {"content-length": str(sum(map(len, parts)))}
+            body = b"" if request.method == "HEAD" else b"".join(parts)
+            return Response(body, headers=headers | length)
 
         scrape.__annotations__ = {"request": Request, "return": Response}
         router.add_api_route(
@@ -59,30 +70,29 @@ class RoutedExporter(PrometheusExporter):
     @property
     def app(self) -> ASGIApp:
         """The same as an ASGI application, for any framework: ``app.mount("/metrics", exporter.app)``."""
-
-        async def metrics(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] != "http":
-                return
-            if scope["method"] not in ("GET", "HEAD"):
-                await _respond(send, 405, b"", {"allow": "GET, HEAD"})
-                return
-            headers = dict(scope.get("headers", ()))
-            body, answer = self.respond(headers.get(b"accept-encoding", b"").decode("latin-1"))
-            await _respond(send, 200, body, answer, head=scope["method"] == "HEAD")
-
-        return metrics
+        return application(self)
 
 
-def setup_prometheus_exporter(resource_monitor: ResourceMonitor) -> RoutedExporter:
+def setup_prometheus_exporter(
+    resource_monitor: ResourceMonitor,
+    *,
+    created: bool = True,
+    dotted_names: bool = False,
+    prometheus_client: Any = True,
+) -> RoutedExporter:
     """An exporter of all metrics of ``resource_monitor``; its ``router`` is a FastAPI APIRouter.
 
-    TypeError when it is given something else.
+    ``created=False`` leaves out OpenMetrics' ``_created`` lines. ``dotted_names=True`` sends standard names with
+    their dots to readers that take UTF-8 names. ``prometheus_client=False`` leaves out what the application keeps in
+    that library; a registry of yours may be given instead. TypeError for what is no ResourceMonitor.
     """
     if not isinstance(resource_monitor, ResourceMonitor):
         raise TypeError(
             f"setup_prometheus_exporter takes a ResourceMonitor, not {type(resource_monitor).__name__}"
         )
-    return RoutedExporter(resource_monitor)
+    return RoutedExporter(
+        resource_monitor, created=created, dotted_names=dotted_names, prometheus_client=prometheus_client
+    )
 
 
 def setup_monitoring(

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from uno.core.monitoring.anomaly import AnomalyDetector
+    from uno.core.monitoring.exporters.prometheus.serve import MetricsServer
     from uno.core.monitoring.graph import DependencyGraph
     from uno.core.monitoring.history import History
     from uno.core.monitoring.report import Report
@@ -156,6 +157,7 @@ class ResourceMonitor:
         self._life_lock = threading.RLock()  # start and stop
         self._tick_lock = threading.RLock()
         self._built_in: list[Resource] = []
+        self._servers: list[MetricsServer] = []
         self._set_default_thresholds()
         self.manager.listen(_weak_listener(self))
         for resource in self.manager:
@@ -198,6 +200,8 @@ class ResourceMonitor:
         with self._life_lock:
             atexit.unregister(self.stop)
             was_running = self.running
+            while self._servers:
+                self._servers.pop().close()
             self._sampler.stop()
             for undos in self._installed.values():
                 for undo in undos:
@@ -224,6 +228,24 @@ class ResourceMonitor:
 
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
+
+    def serve_metrics(self, port: int, host: str = "127.0.0.1") -> int:
+        """Serve ``http://host:port/metrics`` for programs without a web server; returns the port (0: any free one).
+
+        Starts the monitor, and ends with it; a forked child does not serve. The page asks for no password: only
+        this machine reaches the default ``host``. Raises ValueError for what is no port, OSError when the port is in
+        use or the host none of this machine's.
+        """
+        if not isinstance(port, int) or isinstance(port, bool) or not 0 <= port <= 65_535:
+            raise ValueError(f"port is 0 to 65535, not {port!r}")
+        from uno.core.monitoring.exporters.prometheus.exporter import PrometheusExporter
+        from uno.core.monitoring.exporters.prometheus.serve import MetricsServer
+
+        with self._life_lock:
+            server = MetricsServer(PrometheusExporter(self), host, port)
+            self._servers.append(server)
+            self.start()
+        return server.port
 
     def bind_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         """Make ``loop`` the home of resources that name no other, and watch its lag."""
@@ -719,6 +741,8 @@ class ResourceMonitor:
         """In a forked child: renew the locks and, when the parent's monitor ran, run here too."""
         was_running = self._sampler.was_running_before_fork()
         self._lock, self._life_lock, self._tick_lock = threading.RLock(), threading.RLock(), threading.RLock()
+        while self._servers:
+            self._servers.pop().abandon()
         for part in (self.manager, self.store, self.alerts, self.collection, self.discovery, self._sampler):
             part.reinit_after_fork()
         if self._history is not None and hasattr(self._history, "reinit_after_fork"):
