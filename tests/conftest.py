@@ -78,17 +78,26 @@ def rabbitmq(_rabbitmq: servers.RabbitMQ) -> Iterator[servers.RabbitMQ]:
 
 
 @pytest.fixture
-def prometheus() -> Iterator[Callable[[str], servers.Prometheus]]:
+def prometheus() -> Iterator[Callable[..., servers.Prometheus]]:
     """Call it with a configuration (YAML) to start a Prometheus server that ends with the test."""
     started: list[servers.Prometheus] = []
 
-    def start(config: str) -> servers.Prometheus:
-        started.append(servers.required(lambda: servers.Prometheus(config)))
+    def start(config: str, **settings: str) -> servers.Prometheus:
+        started.append(servers.required(lambda: servers.Prometheus(config, **settings)))
         return started[-1]
 
     yield start
     for server in started:
         server.close()
+
+
+@pytest.fixture(scope="session")
+def newer_prometheus() -> str:
+    """The path of a Prometheus from 3.5 on; skips where apt cannot bring one."""
+    try:
+        return servers.newer_prometheus()
+    except servers.Missing as missing:
+        pytest.skip(str(missing))
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import glob
 import os
 import pwd
 import random
+import re
 import shutil
 import signal
 import socket
@@ -396,12 +397,13 @@ class Prometheus(Server):
     name = "prometheus"
     scheme = "http"
 
-    def __init__(self, config: str) -> None:
+    def __init__(self, config: str, *, program: str | None = None, features: str = "") -> None:
         self.config = config
+        self.given, self.features = program, features
         super().__init__()
 
     def prepare(self) -> None:
-        self.program = find_program("prometheus", "prometheus")
+        self.program = self.given or find_program("prometheus", "prometheus")
         (self.folder / "prometheus.yml").write_text(self.config)
 
     def command(self) -> list[str]:
@@ -411,10 +413,65 @@ class Prometheus(Server):
             "--storage.tsdb.path=data",
             f"--web.listen-address={HOST}:{self.port}",
             "--log.level=warn",
+            *([f"--enable-feature={self.features}"] if self.features else []),
         ]
 
     def answers(self) -> bool:
         return b" 200 " in _exchange(self.port, b"GET /-/ready HTTP/1.0\r\n\r\n").partition(b"\r\n")[0]
+
+
+def newer_prometheus() -> str:
+    """The path of the Prometheus of Debian's newest suite, which is brought once and kept in the user's cache.
+
+    Missing where apt cannot bring it; nothing of the machine's own packages is changed.
+    """
+    cache = (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uno-tests" / "prometheus-newer"
+    )
+    program = cache / "usr" / "bin" / "prometheus"
+    if not program.exists():
+        for tool in ("apt-get", "dpkg"):
+            if shutil.which(tool) is None:
+                raise Missing(f"no newer Prometheus: {tool} is not here")
+        with tempfile.TemporaryDirectory(prefix="uno-test-apt-") as name:
+            _bring(Path(name), "prometheus", cache)
+    return str(program)
+
+
+def _bring(folder: Path, package: str, into: Path) -> None:
+    """Unpack a package of Debian's newest suite, by apt with settings of its own."""
+    sources = ""
+    for path in (Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))):
+        if path.exists():
+            sources += path.read_text() + "\n"
+    found = re.search(r"^(?:URIs:|deb(?: \[.*?\])?) *(\S+/debian)/?(?: |$)", sources, re.MULTILINE)
+    if found is None:
+        raise Missing("no newer Prometheus: apt knows no Debian here")
+    for name in ("lists/partial", "cache/archives/partial"):
+        (folder / name).mkdir(parents=True)
+    key = "/usr/share/keyrings/debian-archive-keyring.gpg"
+    (folder / "sources.list").write_text(f"deb [signed-by={key}] {found[1]} sid main\n")
+    (folder / "apt.conf").write_text(
+        f'Dir::Etc::sourcelist "{folder}/sources.list";\nDir::Etc::sourceparts "-";\n'
+        f'Dir::State::lists "{folder}/lists";\nDir::Cache "{folder}/cache";\nAcquire::Languages "none";\n'
+        'APT::Sandbox::User "root";\n'
+    )
+    environment = {**os.environ, "APT_CONFIG": str(folder / "apt.conf")}
+    try:
+        for command in (["apt-get", "-q", "update"], ["apt-get", "-q", "download", package]):
+            subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, timeout=50)
+        (archive,) = folder.glob(f"{package}_*.deb")
+        partial = folder / "unpacked"
+        subprocess.run(
+            ["dpkg", "-x", str(archive), str(partial)], check=True, capture_output=True, timeout=50
+        )
+        version = [str(partial / "usr" / "bin" / package), "--version"]
+        subprocess.run(version, check=True, capture_output=True, timeout=20)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        raise Missing(f"no newer Prometheus: {type(error).__name__} of {error.args[-1:]}") from None
+    into.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(into, ignore_errors=True)
+    shutil.move(str(partial), str(into))
 
 
 def _exchange(port: int, request: bytes) -> bytes:

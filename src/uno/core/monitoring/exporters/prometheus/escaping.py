@@ -56,7 +56,10 @@ def escape_name(name: str, scheme: Escaping) -> str:
 @lru_cache(maxsize=4096)
 def escape_label_name(name: str, scheme: Escaping) -> str:
     """A label's name in the alphabet that the scheme allows; unlike a metric's it has no colon."""
-    return _escape(clean(name), scheme, _LEGACY_LABEL, _NOT_IN_LABEL)
+    escaped = _escape(clean(name), scheme, _LEGACY_LABEL, _NOT_IN_LABEL)
+    if scheme == "underscores" and escaped.startswith("__"):  # reserved by Prometheus for itself
+        escaped = "_" + escaped.lstrip("_")
+    return escaped
 
 
 def _escape(name: str, scheme: Escaping, legacy: re.Pattern[str], outside: re.Pattern[str]) -> str:

@@ -52,7 +52,7 @@ class Family:
     def __init__(self, name: str, series: list[Series]) -> None:
         first = series[0].metric
         self.name, self.kind, self.unit = name, first.kind, first.unit
-        self.help = first.description or name
+        self.help = first.description or first.name
         self.series = series
         self.names = Names(name, name, first.kind)
         self.chunks: list[Chunk] = []
@@ -234,7 +234,12 @@ def build(
         taken |= lines
         layout.families.append(Family(name, members))
     yield 0.0
-    style.claim(layout.families, taken)
+    apart = style.claim(layout.families, taken)
+    if apart:
+        for family in layout.families:
+            if family.name in apart:
+                leave_out(family.name, family.series[0], "OpenMetrics takes it for a part of another metric")
+        layout.families = [family for family in layout.families if family.name not in apart]
     layout.taken = taken | {family.name for family in layout.families}
     known = {family.name: family for family in before.families} if before is not None else {}
     for family in layout.families:

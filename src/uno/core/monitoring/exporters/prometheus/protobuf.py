@@ -71,9 +71,10 @@ class ProtobufStyle(Style):
 
     follows_cells = True
 
-    def claim(self, families: Sequence[Family], taken: set[str]) -> None:
+    def claim(self, families: Sequence[Family], taken: set[str]) -> set[str]:
         for family in families:
             family.names = family.names._replace(created=self.created)
+        return set()
 
     def message(self, pairs: Sequence[tuple[str, str]]) -> bytes:
         """The labels of a Metric."""

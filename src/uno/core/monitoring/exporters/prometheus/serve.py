@@ -123,6 +123,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._ended = False
         self.socket: socket.socket | None = None
 
     @property
@@ -171,7 +172,8 @@ class _Connection(asyncio.Protocol):
         self._task = asyncio.get_running_loop().create_task(self._answer(text))
 
     def eof_received(self) -> bool:
-        return self._task is not None  # an answer that is under way is still sent
+        self._ended = True
+        return not self.silent  # an answer that is under way is still sent
 
     async def _answer(self, request: str | None) -> None:
         head = False
@@ -192,10 +194,13 @@ class _Connection(asyncio.Protocol):
         transport.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
         if not head:
             transport.write(b"".join(parts))
-        if transport.can_write_eof():
-            transport.write_eof()  # and not close(): what the client still sends would take the answer away
-        else:
-            transport.close()
+        try:
+            if not self._ended and transport.can_write_eof():
+                transport.write_eof()  # and not close(): what the client still sends would take the answer away
+            else:
+                transport.close()
+        except OSError:  # it is gone already
+            self.abort()
 
     async def _found(self, request: str | None) -> tuple[int, list[bytes], dict[str, str], bool]:
         if request is None:

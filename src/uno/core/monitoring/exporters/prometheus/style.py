@@ -102,16 +102,19 @@ class Style:
 
     def unit(self, family: Family) -> str:
         """The unit's word, where the family's name ends in it."""
-        unit = family.unit
+        unit, name = family.unit, family.names.family.removesuffix("_total")
         for word in (_UNITS.get(unit, ""), unit):
-            if word and word.isascii() and word.isidentifier() and family.names.family.endswith("_" + word):
+            if word and word.isascii() and word.isidentifier() and name.endswith("_" + word):
                 return word
         return ""
 
     # -- what a format does ----------------------------------------------------------------------------
 
-    def claim(self, families: Sequence[Family], taken: set[str]) -> None:
-        """Give each family its names in this format; ``taken`` are those of all lines."""
+    def claim(self, families: Sequence[Family], taken: set[str]) -> set[str]:
+        """Give each family its names in this format; ``taken`` are those of all lines.
+
+        Returns the names of families that cannot stand beside the others in this format.
+        """
         raise NotImplementedError
 
     def template(

@@ -43,8 +43,8 @@ class TextStyle(Style):
 
     # -- names -----------------------------------------------------------------------------------------
 
-    def claim(self, families: Sequence[Family], taken: set[str]) -> None:
-        pass  # a family has the name of its lines
+    def claim(self, families: Sequence[Family], taken: set[str]) -> set[str]:
+        return set()  # a family has the name of its lines
 
     def sample(self, name: str, labels: str) -> str:
         """A line up to its number."""
@@ -230,27 +230,33 @@ class OpenMetricsStyle(TextStyle):
 
     follows_cells = True
 
-    def claim(self, families: Sequence[Family], taken: set[str]) -> None:
-        names = {family.name for family in families if family.kind != "counter"}
-        names |= {family.name for family in families if not family.name.endswith("_total")}
-        names.add(self.escaped("uno_resource"))
+    def claim(self, families: Sequence[Family], taken: set[str]) -> set[str]:
+        # A histogram's _created is its own, even where it is not shown.
+        parts = {f"{family.name}_created" for family in families if family.kind == "histogram"}
+        apart = {family.name for family in families if family.name in parts}
+        families = [family for family in families if family.name not in apart]
+        names = {family.name for family in families} | taken | {self.escaped("uno_resource")}
         for family in families:
             name = family.name
             if family.kind == "histogram":
-                family.names = Names(name, name, "histogram", self._begins(name, taken, names))
+                family.names = Names(name, name, "histogram", self.created)
             elif family.kind == "counter":
                 trimmed = name.removesuffix("_total")
-                if not trimmed or trimmed == name or trimmed in names or trimmed in taken:
+                if (
+                    not trimmed
+                    or trimmed == name
+                    or trimmed in names
+                    or f"{trimmed}_created" in names | parts
+                ):
                     # Without _total, or where the rest is another's name, it is none of OpenMetrics' counters: the
                     # line keeps its name, which is what queries know.
                     family.names = Names(name, name, "unknown")
                 else:
-                    family.names = Names(trimmed, name, "counter", self._begins(trimmed, taken, names))
+                    family.names = Names(trimmed, name, "counter", self.created)
+                    names.add(trimmed)
         taken.update(family.names.family for family in families)
         taken.update(f"{family.names.family}_created" for family in families if family.names.created)
-
-    def _begins(self, name: str, taken: set[str], names: set[str]) -> bool:
-        return self.created and f"{name}_created" not in taken | names
+        return apart
 
     def head(self, names: Names, help: str, unit: str) -> bytes:
         name = self.quoted(names.family)
@@ -320,9 +326,10 @@ class OpenMetricsStyle(TextStyle):
 class OpenMetrics2Style(OpenMetricsStyle):
     """OpenMetrics 2.0-rc0: a family has the name of its lines, and a histogram is one line."""
 
-    def claim(self, families: Sequence[Family], taken: set[str]) -> None:
+    def claim(self, families: Sequence[Family], taken: set[str]) -> set[str]:
         for family in families:
             family.names = Names(family.name, family.name, family.kind, self.created)
+        return set()
 
     def line(
         self, names: Names, labels: str, slot: str, created: float | None, exemplar: Exemplar | None
