@@ -110,7 +110,8 @@ class ScalarChunk(Chunk):
         values = self._values(frame)
         created = exemplars = None
         if self.style.follows_cells and self.family.kind == "counter":
-            created = tuple(map(recorded.created, self.series))
+            if self.family.names.created:
+                created = tuple(map(recorded.created, self.series))
             found = [recorded.exemplar(series) for series in self.series]
             if any(found):
                 exemplars = tuple(e if e is not None and e.time <= frame.time else None for e in found)
@@ -163,7 +164,8 @@ class HistogramChunk(Chunk):
         found = [recorded.distribution(frame, series) for series in self.series]
         created = exemplars = None
         if self.style.follows_cells:
-            created = tuple(map(recorded.created, self.series))
+            if self.family.names.created:
+                created = tuple(map(recorded.created, self.series))
             seen = [recorded.exemplars(series) for series in self.series]
             if any(seen):
                 exemplars = tuple(

@@ -116,7 +116,7 @@ class TextStyle(Style):
         exemplars: Sequence[Exemplars] | None,
         cache: dict[object, bytes],
     ) -> bytes:
-        created = tuple(self.beginning(one) for one in series) if self.follows_cells else None
+        created = tuple(map(self.beginning, series)) if family.names.created else None
         shapes = tuple(self.shape(one, d) for one, d in zip(series, found, strict=True))
         key = (shapes, created, None if exemplars is None else tuple(map(_frozen, exemplars)))
         template = cache.get(key)
