@@ -411,7 +411,10 @@ class SeriesStore:
             row = np.array(values, dtype=np.float64)
         rates = np.full(len(row), np.nan)
         if last is not None and time > last.time:
-            before = last.row if moved is None else last.row[moved]
+            before = last.row
+            if moved is not None:  # a series that came since the last frame had no place there
+                known = moved < len(before)
+                before = np.append(before, np.nan)[np.where(known, moved, len(before))]
             n = min(len(before), len(row))
             with np.errstate(invalid="ignore", over="ignore"):  # of infinite gauges
                 change = row[:n] - before[:n]
