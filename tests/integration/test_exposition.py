@@ -8,6 +8,7 @@ import logging
 import math
 import re
 import subprocess
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -626,3 +627,50 @@ def test_dotted_names_are_for_those_who_want_them(monitor: ResourceMonitor) -> N
     )
     said = dotted.render(OPENMETRICS + UTF8).decode()
     assert '# TYPE "shop.orders_seconds" counter\n# UNIT "shop.orders_seconds" seconds\n' in said
+
+
+def test_scrapes_while_columns_move_never_mix_series(
+    monitor: ResourceMonitor, exporter: PrometheusExporter
+) -> None:
+    store = monitor.store
+    wrong: list[object] = []
+    pages = 0
+    over = threading.Event()
+
+    def add(number: int) -> None:
+        for n in range(30):
+            store.add(
+                f"r{number}", Spec("g", "gauge", "", "", ("n",)), (str(n),), GaugeCell(number * 100.0 + n)
+            )
+
+    def scrape(accept: str, read: Callable[[bytes], Samples]) -> None:
+        nonlocal pages
+        while not over.is_set():
+            for (name, pairs), value in read(exporter.render(accept)).items():
+                labels = dict(pairs)
+                if name == "g" and value != int(labels["resource"][1:]) * 100 + int(labels["n"]):
+                    wrong.append((labels, value))
+            pages += 1
+
+    monitor.freeze = lambda: None  # type: ignore[method-assign]
+    readers = [(TEXT, unparsed), (TEXT, unparsed), (OPENMETRICS, unparsed), (PROTOBUF, read_protobuf)]
+    threads = [threading.Thread(target=scrape, args=reader) for reader in readers]
+    for thread in threads:
+        thread.start()
+    moved = 0
+    deadline = time.monotonic() + 30
+    number = 0
+    while (moved < 3 or pages < 40) and time.monotonic() < deadline:
+        add(number)
+        if number >= 20:
+            store.remove(f"r{number - 20}")
+        number += 1
+        placed = store.placed
+        store.tick(time.time())
+        moved += store.placed != placed
+    over.set()
+    for thread in threads:
+        thread.join(10)
+    assert moved >= 3, "columns were put closer together"
+    assert pages >= 40
+    assert wrong == []
