@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
+from uno.core.monitoring.cells import Exemplar
 from uno.core.monitoring.exporters.prometheus.collector import MonitorCollector
-from uno.core.monitoring.exporters.prometheus.recorded import Exemplar
 from uno.core.monitoring.exporters.prometheus.style import Sample, Style
 
 log = logging.getLogger("uno.exporters.prometheus")

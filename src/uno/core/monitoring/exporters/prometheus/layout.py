@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from uno.core.monitoring.cells import Exemplar
 from uno.core.monitoring.exporters.prometheus import recorded
 from uno.core.monitoring.exporters.prometheus.style import Style
 from uno.core.monitoring.metrics import Kind
@@ -125,7 +126,7 @@ class ScalarChunk(Chunk):
         self,
         values: NDArray[np.float64],
         created: tuple[float | None, ...] | None,
-        exemplars: tuple[recorded.Exemplar | None, ...] | None,
+        exemplars: tuple[Exemplar | None, ...] | None,
     ) -> bytes:
         series: Sequence[Series] = self.series
         begun: Sequence[float | None] = created or (None,) * len(series)

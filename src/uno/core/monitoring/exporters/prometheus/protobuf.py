@@ -12,10 +12,11 @@ from math import inf
 from struct import Struct
 from typing import TYPE_CHECKING
 
+from uno.core.monitoring.buckets import Distribution, NativeBuckets
+from uno.core.monitoring.cells import Exemplar
 from uno.core.monitoring.exporters.prometheus import recorded
 from uno.core.monitoring.exporters.prometheus.escaping import clean, escape_label_name, prometheus_label
 from uno.core.monitoring.exporters.prometheus.layout import Family
-from uno.core.monitoring.exporters.prometheus.recorded import Distribution, Exemplar, NativeBuckets
 from uno.core.monitoring.exporters.prometheus.spans import spans
 from uno.core.monitoring.exporters.prometheus.style import Exemplars, Sample, Style
 from uno.core.monitoring.series import Series

@@ -1,42 +1,17 @@
-"""What does a page need to know of a cell? The one place that reads cells and frames."""
+"""What does a page need to know of a series? The one place that reads cells and frames."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from uno.core.monitoring.buckets import Distribution
+from uno.core.monitoring.cells import CounterCell, Exemplar, HistogramCell
 from uno.core.monitoring.series import Frame, Series
 
 if TYPE_CHECKING:
     from uno.core.monitoring.monitor import ResourceMonitor
     from uno.core.monitoring.series import SeriesStore
-
-
-class NativeBuckets(NamedTuple):
-    """Stand-in until metrics.py has it."""
-
-    schema: int
-    zero_threshold: float
-    zero_count: int
-    positive: Mapping[int, int]
-    negative: Mapping[int, int]
-
-
-class Distribution(NamedTuple):
-    """Stand-in until metrics.py has it."""
-
-    count: int  # type: ignore[assignment]
-    sum: float
-    counts: tuple[int, ...]
-    native: NativeBuckets | None = None
-
-
-class Exemplar(NamedTuple):
-    """Stand-in until metrics.py has it."""
-
-    labels: tuple[tuple[str, str], ...]
-    value: float
-    time: float
 
 
 def view(monitor: ResourceMonitor) -> SeriesStore:
@@ -46,25 +21,28 @@ def view(monitor: ResourceMonitor) -> SeriesStore:
 
 def distribution(frame: Frame, series: Series) -> Distribution | None:
     """A histogram at the frame's moment; None for a gap."""
-    frozen = frame.histograms.get(series)
-    return frozen if frozen is None or isinstance(frozen, Distribution) else Distribution(*frozen)
+    return frame.histograms.get(series)
 
 
 def bounds(series: Series) -> tuple[float, ...] | None:
     """The finite upper bounds of the classic buckets; None for what is no histogram."""
-    return getattr(series.cell, "bounds", None)
+    cell = series.cell
+    return cell.bounds if isinstance(cell, HistogramCell) else None
 
 
 def created(series: Series) -> float | None:
-    """When the cell began to count, in Unix seconds."""
-    return getattr(series.cell, "created", None)
+    """When the cell began to count, in Unix seconds; None for a gauge."""
+    cell = series.cell
+    return cell.created if isinstance(cell, CounterCell | HistogramCell) else None
 
 
 def exemplar(series: Series) -> Exemplar | None:
     """The newest exemplar of a counter."""
-    return getattr(series.cell, "exemplar", None)
+    cell = series.cell
+    return cell.exemplar if isinstance(cell, CounterCell) else None
 
 
 def exemplars(series: Series) -> Mapping[int, Exemplar] | None:
     """The newest exemplar of each bucket of a histogram, by the bucket's place."""
-    return getattr(series.cell, "exemplars", None)
+    cell = series.cell
+    return cell.exemplars if isinstance(cell, HistogramCell) else None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from uno.core.monitoring.buckets import Distribution
+from uno.core.monitoring.cells import Exemplar
 from uno.core.monitoring.exporters.prometheus.escaping import (
     escape_label_name,
     escape_name,
@@ -15,7 +17,6 @@ from uno.core.monitoring.exporters.prometheus.escaping import (
     prometheus_name,
 )
 from uno.core.monitoring.exporters.prometheus.negotiation import Format
-from uno.core.monitoring.exporters.prometheus.recorded import Distribution, Exemplar
 from uno.core.monitoring.series import Series
 
 if TYPE_CHECKING:

@@ -10,6 +10,8 @@ from itertools import accumulate
 from math import inf, isfinite
 from typing import TYPE_CHECKING
 
+from uno.core.monitoring.buckets import Distribution, NativeBuckets
+from uno.core.monitoring.cells import Exemplar
 from uno.core.monitoring.exporters.prometheus import recorded
 from uno.core.monitoring.exporters.prometheus.escaping import (
     bound,
@@ -22,7 +24,7 @@ from uno.core.monitoring.exporters.prometheus.escaping import (
 )
 from uno.core.monitoring.exporters.prometheus.layout import Family, Names
 from uno.core.monitoring.exporters.prometheus.negotiation import Format
-from uno.core.monitoring.exporters.prometheus.recorded import Distribution, Exemplar, NativeBuckets, bounds
+from uno.core.monitoring.exporters.prometheus.recorded import bounds
 from uno.core.monitoring.exporters.prometheus.spans import spans
 from uno.core.monitoring.exporters.prometheus.style import Exemplars, Sample, Style
 from uno.core.monitoring.series import Series
