@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from uno.core.monitoring.alerts import Alert, AlertBook
 from uno.core.monitoring.aliases import Aliases
@@ -25,9 +25,10 @@ from uno.core.monitoring.collection import PING_SECONDS, Collection
 from uno.core.monitoring.dependencies import Callers
 from uno.core.monitoring.discovery import Discovery
 from uno.core.monitoring.health import Health, HealthBook
-from uno.core.monitoring.instrumentation import Stat, describe_site, failures
+from uno.core.monitoring.instrumentation import Stat, failures
 from uno.core.monitoring.metrics import Counter, CounterCell, Gauge, Histogram, Metric, MetricError, Spec
 from uno.core.monitoring.names import STANDARD, clash, resolve, short_names
+from uno.core.monitoring.readings import Holder, Reading, UnknownMetricError, choose, holders_of, reading
 from uno.core.monitoring.resource_types import Recogniser, load
 from uno.core.monitoring.resource_types.event_loop import LoopTarget
 from uno.core.monitoring.resource_types.file_handle import FileTarget
@@ -57,40 +58,6 @@ NAMES_EVERY = 5.0
 M = TypeVar("M", Counter, Gauge, Histogram)
 T = TypeVar("T")
 C = TypeVar("C", bound=Callable[[Alert], object])
-
-
-class UnknownMetricError(KeyError):
-    """The resource has no metric of this name; the message names near ones."""
-
-    def __init__(self, resource: str, metric: object, known: list[str]) -> None:
-        self.resource, self.metric = resource, metric
-        hint = near(metric, known) if isinstance(metric, str) else ""
-        self._message = f"{resource!r} has no metric {metric!r}.{hint}"
-        super().__init__(self._message)
-
-    def __str__(self) -> str:
-        return self._message
-
-
-class Reading(NamedTuple):
-    """One series at the last tick. ``stats`` holds its statistics by name, None for a gap."""
-
-    resource: str
-    metric: str
-    labels: dict[str, str]
-    kind: str
-    unit: str
-    stats: dict[str, float | None]
-
-
-class Holder(NamedTuple):
-    """Who holds (or, ``waiting``, waits for) slots of a resource. ``since`` is Unix seconds of the oldest."""
-
-    site: str
-    caller: str
-    since: float
-    slots: int
-    waiting: bool
 
 
 class ResourceMonitor:
@@ -444,17 +411,8 @@ class ResourceMonitor:
         and MetricError when several series fit and ``labels`` does not choose.
         """
         name = self.resolve(resource_id, metric)
-        found = [
-            s
-            for s in self.store.select(resource_id, name)
-            if not labels or all(_label_fits(s.label_map, k, v) for k, v in labels.items())
-        ]
-        if len(found) > 1:
-            options = "; ".join(", ".join(f"{k}={v}" for k, v in s.label_map.items()) for s in found[:6])
-            raise MetricError(
-                f"{metric!r} of {resource_id!r} has {len(found)} series, choose with labels=: {options}"
-            )
-        return self.store.value(found[0], stat) if found else None
+        found = choose(self.store.select(resource_id, name), labels, f"{metric!r} of {resource_id!r}")
+        return self.store.value(found, stat) if found is not None else None
 
     def series(self, resource_id: str | None = None, metric: str | None = None) -> list[Reading]:
         """The series of a resource, of a metric, of both, or all, with their statistics at the last tick."""
@@ -470,10 +428,7 @@ class ResourceMonitor:
                 model = resolve(metric, resource.type)
                 if model != metric and metric not in self._specs(resource):
                     found += [s for s in self.store.select(resource.id, model) if s not in found]
-        return [
-            Reading(s.resource, s.metric.name, s.label_map, s.metric.kind, s.metric.unit, self.store.stats(s))
-            for s in found
-        ]
+        return [reading(self.store, s) for s in found]
 
     # -- levels ----------------------------------------------------------------------------------------
 
@@ -541,22 +496,7 @@ class ResourceMonitor:
     def holders(self, resource_id: str) -> list[Holder]:
         """Who holds the slots of a resource now and who waits for one: the most first, holders before waiters."""
         stat = self.stat_of(self.manager.get(resource_id))
-        if stat is None:
-            return []
-        offset = self.clock.now() - time.monotonic()
-        found: list[Holder] = []
-        for waiting, holds in ((False, stat.holds), (True, stat.waiters)):
-            groups: dict[tuple[str, str], list[float]] = {}
-            for hold in list(holds.values()):
-                groups.setdefault((describe_site(hold.site), hold.caller), []).append(hold.since)
-            found += sorted(
-                (
-                    Holder(site, caller, min(s) + offset, len(s), waiting)
-                    for (site, caller), s in groups.items()
-                ),
-                key=lambda holder: (-holder.slots, holder.since),
-            )
-        return found
+        return [] if stat is None else holders_of(stat, self.clock.now())
 
     def _explain(self, resource_id: str, metric: str) -> str:
         resource = self.manager.get(resource_id)
@@ -764,10 +704,6 @@ def _is_number(value: object) -> bool:
 
 def _watch(loop: LoopTarget) -> None:
     loop.watch(time.monotonic())
-
-
-def _label_fits(labels: Mapping[str, str], name: str, value: str) -> bool:
-    return any(value == v and name in (k, k.rsplit(".", 1)[-1]) for k, v in labels.items())
 
 
 def _weak_listener(monitor: ResourceMonitor) -> Callable[[str, Resource], None]:

@@ -6,7 +6,8 @@ from uno.core.monitoring.discovery import UnknownResourceTypeError
 from uno.core.monitoring.graph import DependencyGraph
 from uno.core.monitoring.health import Health, HealthRegistry, HealthStatus, ResourceHealthAdapter
 from uno.core.monitoring.metrics import Counter, Gauge, Histogram, MetricError
-from uno.core.monitoring.monitor import Holder, Reading, ResourceMonitor, UnknownMetricError
+from uno.core.monitoring.monitor import ResourceMonitor
+from uno.core.monitoring.readings import Holder, Reading, UnknownMetricError
 from uno.core.monitoring.report import Report
 from uno.core.monitoring.thresholds import AlertLevel, Threshold
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor

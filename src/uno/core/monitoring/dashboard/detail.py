@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from uno.core.monitoring.monitor import Holder
+    from uno.core.monitoring.readings import Holder
     from uno.core.monitoring.series import Series
     from uno.core.resources import Resource
 

@@ -1,0 +1,80 @@
+"""What do programs read of a monitor: one number, all statistics of a series, who holds what?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from uno.core.monitoring.instrumentation import Stat, describe_site
+from uno.core.monitoring.metrics import MetricError
+from uno.core.monitoring.series import Series, SeriesStore
+from uno.core.resources.errors import near
+
+
+class UnknownMetricError(KeyError):
+    """The resource has no metric of this name; the message names near ones."""
+
+    def __init__(self, resource: str, metric: object, known: list[str]) -> None:
+        self.resource, self.metric = resource, metric
+        hint = near(metric, known) if isinstance(metric, str) else ""
+        self._message = f"{resource!r} has no metric {metric!r}.{hint}"
+        super().__init__(self._message)
+
+    def __str__(self) -> str:
+        return self._message
+
+
+class Reading(NamedTuple):
+    """One series at the last tick. ``stats`` holds its statistics by name, None for a gap."""
+
+    resource: str
+    metric: str
+    labels: dict[str, str]
+    kind: str
+    unit: str
+    stats: dict[str, float | None]
+
+
+class Holder(NamedTuple):
+    """Who holds (or, ``waiting``, waits for) slots of a resource. ``since`` is Unix seconds of the oldest."""
+
+    site: str
+    caller: str
+    since: float
+    slots: int
+    waiting: bool
+
+
+def reading(store: SeriesStore, series: Series) -> Reading:
+    """One series at the last tick."""
+    spec = series.metric
+    return Reading(series.resource, spec.name, series.label_map, spec.kind, spec.unit, store.stats(series))
+
+
+def choose(found: Sequence[Series], labels: Mapping[str, str] | None, what: str) -> Series | None:
+    """The one series that has ``labels``, None where there is none; MetricError where there are several."""
+    fitting = [s for s in found if all(_fits(s.label_map, k, v) for k, v in (labels or {}).items())]
+    if len(fitting) > 1:
+        options = "; ".join(", ".join(f"{k}={v}" for k, v in s.label_map.items()) for s in fitting[:6])
+        raise MetricError(f"{what} has {len(fitting)} series, choose with labels=: {options}")
+    return fitting[0] if fitting else None
+
+
+def _fits(labels: Mapping[str, str], name: str, value: str) -> bool:
+    return any(value == v and name in (k, k.rsplit(".", 1)[-1]) for k, v in labels.items())
+
+
+def holders_of(stat: Stat, now: float) -> list[Holder]:
+    """Who holds slots and who waits for one, grouped by place and caller; ``now``: Unix seconds."""
+    offset = now - time.monotonic()
+    found: list[Holder] = []
+    for waiting, holds in ((False, stat.holds), (True, stat.waiters)):
+        groups: dict[tuple[str, str], list[float]] = {}
+        for hold in list(holds.values()):
+            groups.setdefault((describe_site(hold.site), hold.caller), []).append(hold.since)
+        found += sorted(
+            (Holder(site, caller, min(s) + offset, len(s), waiting) for (site, caller), s in groups.items()),
+            key=lambda holder: (-holder.slots, holder.since),
+        )
+    return found
