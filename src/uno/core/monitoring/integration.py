@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from uno.core.monitoring.exporters.otlp.config import configure
+from uno.core.monitoring.exporters.otlp.push import OtlpExporter
 from uno.core.monitoring.exporters.prometheus import PrometheusExporter, as_collector
 from uno.core.monitoring.exporters.prometheus.asgi import application
 from uno.core.monitoring.health import MEDIA_TYPE, HealthRegistry, ResourceHealthAdapter
@@ -25,9 +28,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MonitoringMiddleware",
+    "OtlpExporter",
     "RoutedExporter",
     "as_collector",
     "setup_monitoring",
+    "setup_otlp_exporter",
     "setup_prometheus_exporter",
 ]
 
@@ -93,6 +98,55 @@ def setup_prometheus_exporter(
     return RoutedExporter(
         resource_monitor, created=created, dotted_names=dotted_names, prometheus_client=prometheus_client
     )
+
+
+def setup_otlp_exporter(
+    resource_monitor: ResourceMonitor,
+    endpoint: str | None = None,
+    *,
+    headers: Mapping[str, str] | None = None,
+    protocol: str | None = None,
+    compression: str | None = None,
+    timeout: float | None = None,
+    interval: float | None = None,
+    temporality: str | None = None,
+    histograms: str | None = None,
+    certificate: str | os.PathLike[str] | None = None,
+    client_certificate: str | os.PathLike[str] | None = None,
+    client_key: str | os.PathLike[str] | None = None,
+    resource_attributes: Mapping[str, str] | None = None,
+) -> OtlpExporter:
+    """Push all metrics of ``resource_monitor`` by OTLP/HTTP from now on: to a collector, or any receiver of OTLP.
+
+    What is not given is taken from the ``OTEL_*`` variables, else from the specification: ``endpoint``
+    http://localhost:4318 (a URL without a path gets /v1/metrics), ``protocol`` "http/protobuf" or "http/json",
+    ``compression`` "none" or "gzip", ``timeout`` of a request 10 s, ``interval`` 60 s, ``temporality`` "cumulative",
+    "delta" or "lowmemory", ``histograms`` "explicit_bucket_histogram" or "base2_exponential_bucket_histogram" for
+    those that have both. Times are seconds. The files of certificates are PEM.
+
+    Pushing ends, after a last flush, with the monitor or the program. Raises TypeError and ValueError for bad
+    arguments; bad variables are told in the log, and the default is used. No header's value is ever shown.
+    """
+    if not isinstance(resource_monitor, ResourceMonitor):
+        raise TypeError(f"setup_otlp_exporter takes a ResourceMonitor, not {type(resource_monitor).__name__}")
+    config = configure(
+        endpoint,
+        headers=headers,
+        protocol=protocol,
+        compression=compression,
+        timeout=timeout,
+        interval=interval,
+        temporality=temporality,
+        histograms=histograms,
+        certificate=certificate,
+        client_certificate=client_certificate,
+        client_key=client_key,
+        resource_attributes=resource_attributes,
+        service=resource_monitor.service,
+    )
+    exporter = OtlpExporter(resource_monitor, config)
+    exporter.start()
+    return exporter
 
 
 def setup_monitoring(

@@ -54,6 +54,7 @@ log = logging.getLogger("uno.monitor")
 #: The resource that stands for the monitor itself.
 SELF = "uno"
 NAMES_EVERY = 5.0
+STOP_SECONDS = 1.5
 
 M = TypeVar("M", Counter, Gauge, Histogram)
 T = TypeVar("T")
@@ -116,6 +117,7 @@ class ResourceMonitor:
         self._metrics: dict[tuple[str, str], Metric[Any]] = {}
         self._installed: dict[int, list[Callable[[], None]]] = {}
         self._listeners: tuple[Callable[[], None], ...] = ()
+        self._stoppers: tuple[Callable[[float], object], ...] = ()
         self._anomalies: AnomalyWatch | None = None
         self._failing: set[str] = set()
         self._cpu = CounterCell()
@@ -166,10 +168,12 @@ class ResourceMonitor:
         """Stop ticking within 2 s, take every hook off, end every thread. What was recorded stays readable."""
         with self._life_lock:
             atexit.unregister(self.stop)
-            was_running = self.running
+            was_running, until = self.running, time.monotonic() + STOP_SECONDS
             while self._servers:
                 self._servers.pop().close()
             self._sampler.stop()
+            for stopper in self._stoppers:
+                self._guarded("flush", partial(stopper, max(0.2, until - time.monotonic())))
             for undos in self._installed.values():
                 for undo in undos:
                     undo()
@@ -571,6 +575,11 @@ class ResourceMonitor:
                 self._listeners = tuple(known for known in self._listeners if known is not listener)
 
         return unsubscribe
+
+    def on_stop(self, stopper: Callable[[float], object]) -> None:
+        """Call ``stopper(seconds)`` in stop(), while the last values can still be read; it may take so long."""
+        with self._lock:
+            self._stoppers = (*self._stoppers, stopper)
 
     def tick(self) -> None:
         """Read every resource and freeze all series at one time. The monitor's thread does it; tests may."""
