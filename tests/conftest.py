@@ -91,11 +91,24 @@ def prometheus() -> Iterator[Callable[..., servers.Prometheus]]:
         server.close()
 
 
+@pytest.fixture(scope="module")
+def victoria_metrics() -> Iterator[servers.VictoriaMetrics]:
+    """A VictoriaMetrics server. It is in no stable Debian yet: where it cannot be brought, the test is skipped."""
+    try:
+        server = servers.VictoriaMetrics()
+    except servers.Missing as missing:
+        pytest.skip(str(missing))
+    try:
+        yield server
+    finally:
+        server.close()
+
+
 @pytest.fixture(scope="session")
 def newer_prometheus() -> str:
     """The path of a Prometheus from 3.5 on; skips where apt cannot bring one."""
     try:
-        return servers.newer_prometheus()
+        return servers.from_newer_debian("prometheus", "usr/bin/prometheus")
     except servers.Missing as missing:
         pytest.skip(str(missing))
 

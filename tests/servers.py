@@ -65,6 +65,70 @@ def find_program(package: str, *candidates: str) -> str:
     raise Missing(f"{Path(candidates[0]).name} not found (apt-get install {package})")
 
 
+def from_newer_debian(package: str, path: str, suite: str = "sid") -> str:
+    """A program that this Debian does not have yet: its package is brought from ``suite`` by apt, and unpacked, not
+    installed. It is kept in a temporary folder for the next run. Missing where that cannot be done.
+    """
+    folder = Path(tempfile.gettempdir()) / f"uno-test-programs-{os.getuid()}"
+    program = folder / package / path
+    keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.stat().st_uid != os.getuid() or folder.is_symlink():
+            raise Missing(f"{folder} belongs to somebody else")
+    if program.exists():
+        return str(program)
+    if not shutil.which("apt-get") or not shutil.which("dpkg") or not Path(keyring).exists():
+        raise Missing(f"{package} not found (it is in Debian {suite}, and there is no apt to bring it)")
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        for name in ("lists/partial", "cache/archives/partial"):
+            Path(work, name).mkdir(parents=True)
+        sources, config = Path(work, "sources.list"), Path(work, "apt.conf")
+        sources.write_text(f"deb [signed-by={keyring}] {_debian(package)} {suite} main\n")
+        settings = {
+            "Dir::Etc::sourcelist": str(sources),
+            "Dir::Etc::sourceparts": "-",
+            "Dir::State::lists": f"{work}/lists",
+            "Dir::Cache": f"{work}/cache",
+            "APT::Sandbox::User": pwd.getpwuid(os.getuid()).pw_name,
+        }
+        config.write_text("".join(f'{name} "{value}";\n' for name, value in settings.items()))
+        try:
+            for command in (
+                ["apt-get", "-qq", "update"],
+                ["apt-get", "-qq", "download", package],
+                ["sh", "-c", "dpkg -x ./*.deb unpacked"],
+            ):
+                subprocess.run(
+                    command,
+                    cwd=work,
+                    env={**os.environ, "APT_CONFIG": str(config)},
+                    check=True,
+                    capture_output=True,
+                    stdin=subprocess.DEVNULL,
+                    timeout=300,
+                )
+            with contextlib.suppress(OSError):  # another run was first
+                Path(work, "unpacked").rename(folder / package)
+        except (subprocess.SubprocessError, OSError) as error:
+            raise Missing(f"{package} cannot be had from Debian {suite} ({type(error).__name__})") from None
+    if not program.exists():
+        raise Missing(f"Debian {suite}'s {package} has no {path}")
+    return str(program)
+
+
+def _debian(package: str) -> str:
+    """Where this machine's apt gets Debian from."""
+    sources = ""
+    for path in (Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))):
+        with contextlib.suppress(OSError):
+            sources += path.read_text() + "\n"
+    found = re.search(r"^(?:URIs:|deb(?: \[.*?\])?) *(\S+/debian)/?(?: |$)", sources, re.MULTILINE)
+    if found is None:
+        raise Missing(f"{package} not found (apt knows no Debian here to bring it from)")
+    return found[1]
+
+
 def _version_order(path: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in path.replace(".", "/").split("/")]
 
@@ -420,58 +484,28 @@ class Prometheus(Server):
         return b" 200 " in _exchange(self.port, b"GET /-/ready HTTP/1.0\r\n\r\n").partition(b"\r\n")[0]
 
 
-def newer_prometheus() -> str:
-    """The path of the Prometheus of Debian's newest suite, which is brought once and kept in the user's cache.
+class VictoriaMetrics(Server):
+    """A store of metrics that takes OTLP at ``url`` + /opentelemetry/v1/metrics and is asked as Prometheus is."""
 
-    Missing where apt cannot bring it; nothing of the machine's own packages is changed.
-    """
-    cache = (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uno-tests" / "prometheus-newer"
-    )
-    program = cache / "usr" / "bin" / "prometheus"
-    if not program.exists():
-        for tool in ("apt-get", "dpkg"):
-            if shutil.which(tool) is None:
-                raise Missing(f"no newer Prometheus: {tool} is not here")
-        with tempfile.TemporaryDirectory(prefix="uno-test-apt-") as name:
-            _bring(Path(name), "prometheus", cache)
-    return str(program)
+    name = "victoria-metrics"
+    scheme = "http"
 
+    def prepare(self) -> None:
+        self.program = shutil.which(self.name) or from_newer_debian(self.name, "usr/bin/victoria-metrics")
 
-def _bring(folder: Path, package: str, into: Path) -> None:
-    """Unpack a package of Debian's newest suite, by apt with settings of its own."""
-    sources = ""
-    for path in (Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))):
-        if path.exists():
-            sources += path.read_text() + "\n"
-    found = re.search(r"^(?:URIs:|deb(?: \[.*?\])?) *(\S+/debian)/?(?: |$)", sources, re.MULTILINE)
-    if found is None:
-        raise Missing("no newer Prometheus: apt knows no Debian here")
-    for name in ("lists/partial", "cache/archives/partial"):
-        (folder / name).mkdir(parents=True)
-    key = "/usr/share/keyrings/debian-archive-keyring.gpg"
-    (folder / "sources.list").write_text(f"deb [signed-by={key}] {found[1]} sid main\n")
-    (folder / "apt.conf").write_text(
-        f'Dir::Etc::sourcelist "{folder}/sources.list";\nDir::Etc::sourceparts "-";\n'
-        f'Dir::State::lists "{folder}/lists";\nDir::Cache "{folder}/cache";\nAcquire::Languages "none";\n'
-        'APT::Sandbox::User "root";\n'
-    )
-    environment = {**os.environ, "APT_CONFIG": str(folder / "apt.conf")}
-    try:
-        for command in (["apt-get", "-q", "update"], ["apt-get", "-q", "download", package]):
-            subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, timeout=50)
-        (archive,) = folder.glob(f"{package}_*.deb")
-        partial = folder / "unpacked"
-        subprocess.run(
-            ["dpkg", "-x", str(archive), str(partial)], check=True, capture_output=True, timeout=50
-        )
-        version = [str(partial / "usr" / "bin" / package), "--version"]
-        subprocess.run(version, check=True, capture_output=True, timeout=20)
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise Missing(f"no newer Prometheus: {type(error).__name__} of {error.args[-1:]}") from None
-    into.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(into, ignore_errors=True)
-    shutil.move(str(partial), str(into))
+    def command(self) -> list[str]:
+        return [
+            self.program,
+            f"-httpListenAddr={HOST}:{self.port}",
+            "-storageDataPath=data",
+            "-search.latencyOffset=0s",
+            "-search.disableCache",
+            "-retentionPeriod=100y",
+            "-loggerLevel=WARN",
+        ]
+
+    def answers(self) -> bool:
+        return b" 200 " in _exchange(self.port, b"GET /health HTTP/1.0\r\n\r\n").partition(b"\r\n")[0]
 
 
 def _exchange(port: int, request: bytes) -> bytes:
