@@ -105,6 +105,14 @@ class Encoding(Protocol):
     def histogram_head(self, attributes: Pairs, bounds: Sequence[float]) -> bytes:
         """What does not change of a histogram point."""
 
+    def histogram_prefix(self, head: bytes, start: int, buckets: int) -> bytes:
+        """The same with the start time, for ``histograms``."""
+
+    def histograms(
+        self, prefixes: Iterable[bytes], totals: Iterable[tuple[int, float, Sequence[int]]], time: int
+    ) -> list[bytes]:
+        """A point for each prefix and its (count, sum, counts by bucket)."""
+
     def histogram(
         self,
         head: bytes,
@@ -146,6 +154,8 @@ def varint(number: int) -> bytes:
     """An unsigned number, seven bits a byte."""
     if number < 0x80:
         return _BYTE[number]
+    if number < 0x4000:
+        return bytes((number & 0x7F | 0x80, number >> 7))
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)
@@ -247,6 +257,24 @@ class Protobuf:
     def histogram_head(self, attributes: Pairs, bounds: Sequence[float]) -> bytes:
         packed = _field(b"\x3a", Struct(f"<{len(bounds)}d").pack(*bounds)) if bounds else b""
         return _attributes(b"\x4a", attributes) + packed
+
+    def histogram_prefix(self, head: bytes, start: int, buckets: int) -> bytes:
+        whole = head + _fixed(b"\x11", start)
+        return b"\x0a" + varint(len(whole) + 9 + _counted(buckets)[0].size) + whole
+
+    def histograms(
+        self, prefixes: Iterable[bytes], totals: Iterable[tuple[int, float, Sequence[int]]], time: int
+    ) -> list[bytes]:
+        moment = b"\x19" + _FIXED(time)
+        out = []
+        size, pack, tag = -1, _counted(0)[0].pack, b""
+        for prefix, (count, total, counts) in zip(prefixes, totals, strict=True):
+            if len(counts) != size:
+                size = len(counts)
+                shape, tag = _counted(size)
+                pack = shape.pack
+            out.append(prefix + moment + pack(b"\x21", count, b"\x29", total, tag, *counts))
+        return out
 
     def histogram(
         self,
@@ -407,6 +435,17 @@ class Json:
     def histogram_head(self, attributes: Pairs, bounds: Sequence[float]) -> bytes:
         head = self.attributes(attributes)
         return head + (b',"explicitBounds":' + _array(map(_double, bounds)) if bounds else b"")
+
+    def histogram_prefix(self, head: bytes, start: int, buckets: int) -> bytes:
+        return head + (b',"startTimeUnixNano":"%d"' % start if start else b"")
+
+    def histograms(
+        self, prefixes: Iterable[bytes], totals: Iterable[tuple[int, float, Sequence[int]]], time: int
+    ) -> list[bytes]:
+        return [
+            self.histogram(prefix, 0, time, count, total, counts)
+            for prefix, (count, total, counts) in zip(prefixes, totals, strict=True)
+        ]
 
     def histogram(
         self,

@@ -54,6 +54,12 @@ class Row:
             self.fragment = encoding.attributes(self.attributes)
         return self.fragment
 
+    def prefix(self, encoding: Encoding) -> bytes:
+        """A histogram's head with its start; made when it is first needed."""
+        if not self.fragment:
+            self.fragment = encoding.histogram_prefix(self.head, self.start, self.buckets)
+        return self.fragment
+
 
 class Family:
     """All series of one name, kind and unit."""
@@ -455,46 +461,74 @@ class Requests:
         return self._temporality == "delta"
 
     def _histograms(self, family: Family, snapshot: Snapshot, ledger: Ledger) -> Iterator[Piece]:
-        encoding, time = self._encoding, snapshot.time
+        """Most are plain and many: those go together. The others one by one."""
+        encoding, get = self._encoding, snapshot.histograms.get
         delta = self._temporality != "cumulative"
         found: dict[Form, tuple[list[bytes], list[tuple[Cell, Any, int]]]]
         found = {"histogram": ([], []), "exponential": ([], [])}
+        prefixes: list[bytes] = []
+        plain: list[tuple[int, float, Sequence[int]]] = []
         for row in family.rows:
-            frozen = snapshot.histograms.get(row.series)
+            frozen: Sequence[Any] | None = get(row.series)
             if frozen is None:
                 continue
-            cell, now = row.cell, Counts.of(frozen)
-            began, start = ledger.origin.get(cell, (Counts(), row.start))
-            if delta:
-                began, start = ledger.accepted.get(cell, (began, start))
-            sent = now.since(began)
-            if sent is None:
-                sent, start = now, row.start
-            if len(sent.counts) not in (0, row.buckets):
+            count, total, counts, *more = frozen
+            if len(counts) not in (0, row.buckets):
                 continue  # the cell was replaced by one with other bounds after the frame
-            samples = snapshot.samples.get(cell, [])
-            if delta and not sent.seen and not samples and cell in ledger.accepted:
-                continue
-            native = sent.native
-            form: Form = (
-                "exponential"
-                if native is not None and (self._exponential or not sent.counts)
-                else "histogram"
-            )
-            # A sum that may fall is no sum by OTLP's rules: left out when something negative was seen.
-            total = None if sent.sum < 0 or (native is not None and native.negative) else sent.sum
-            extra = [sample for _, sample in sorted(samples, key=_bucket)]
-            start = min(start, time)
-            if form == "exponential":
-                point = encoding.exponential(row.attributes, start, time, sent.seen, total, native, extra)
+            cell = row.cell
+            native = more[0] if more else None
+            if (
+                delta
+                or total < 0
+                or (native is not None and (self._exponential or not counts))
+                or len(counts) != row.buckets
+                or row.start > snapshot.time
+                or cell in ledger.origin
+                or cell in snapshot.samples
+            ):
+                now = Counts(count, total, counts, native)
+                self._histogram(row, now, snapshot, ledger, found)
             else:
-                point = encoding.histogram(row.head, start, time, sent.seen, total, sent.counts, extra)
-            points, entries = found[form]
-            points.append(point)
-            if delta:
-                entries.append((cell, now, time))
+                prefixes.append(row.fragment or row.prefix(encoding))
+                plain.append((count, total, counts))
+        if plain:
+            found["histogram"][0].extend(encoding.histograms(prefixes, plain, snapshot.time))
         for form, (points, entries) in found.items():
             yield Piece(form, family.header, DELTA if delta else CUMULATIVE, points, entries)
+
+    def _histogram(
+        self,
+        row: Row,
+        now: Counts,
+        snapshot: Snapshot,
+        ledger: Ledger,
+        found: dict[Form, tuple[list[bytes], list[tuple[Cell, Any, int]]]],
+    ) -> None:
+        encoding, cell, time = self._encoding, row.cell, snapshot.time
+        delta = self._temporality != "cumulative"
+        began, start = ledger.origin.get(cell, (Counts(), row.start))
+        if delta:
+            began, start = ledger.accepted.get(cell, (began, start))
+        sent = now.since(began)
+        if sent is None:
+            sent, start = now, row.start
+        samples = snapshot.samples.get(cell, [])
+        if delta and not sent.seen and not samples and cell in ledger.accepted:
+            return
+        native = sent.native
+        exponential = native is not None and (self._exponential or not sent.counts)
+        # A sum that may fall is no sum by OTLP's rules: left out when something negative was seen.
+        total = None if sent.sum < 0 or (native is not None and native.negative) else sent.sum
+        extra = [sample for _, sample in sorted(samples, key=_bucket)]
+        start = min(start, time)
+        if exponential:
+            point = encoding.exponential(row.attributes, start, time, sent.seen, total, native, extra)
+        else:
+            point = encoding.histogram(row.head, start, time, sent.seen, total, sent.counts, extra)
+        points, entries = found["exponential" if exponential else "histogram"]
+        points.append(point)
+        if delta:
+            entries.append((cell, now, time))
 
 
 def _bucket(item: tuple[int, Sample]) -> int:
