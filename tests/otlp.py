@@ -93,7 +93,7 @@ class Receiver:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.server.block_on_close = False
-        self.server.handle_error = lambda *_: None  # type: ignore[method-assign, assignment]
+        self.server.handle_error = lambda *_: None  # type: ignore[method-assign]
         self.port = self.server.server_port
         self.url = f"http://127.0.0.1:{self.port}"
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)

@@ -131,16 +131,15 @@ def test_an_argument_wins_and_a_bad_one_raises(monkeypatch: pytest.MonkeyPatch, 
     for arguments in bad:
         with pytest.raises(ValueError, match=r".+") as caught:
             configure(**arguments)
-        shown = repr(caught.getrepr(showlocals=False))
         assert SECRET not in str(caught.value), arguments
-        assert shown
         assert caught.value.__cause__ is None
-    for arguments in [
+    wrong: list[dict[str, Any]] = [
         {"endpoint": 5},
         {"timeout": "5"},
         {"headers": "a=b"},
         {"resource_attributes": {"a": 1}},
-    ]:
+    ]
+    for arguments in wrong:
         with pytest.raises(TypeError):
             configure(**arguments)
 
