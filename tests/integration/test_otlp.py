@@ -25,7 +25,8 @@ import pytest
 from tests.otlp import Receiver, count_points, labels, points, total_by_labels, until
 from tests.servers import VictoriaMetrics, free_port
 from uno.core.monitoring.exporters.otlp import http, push, snapshot
-from uno.core.monitoring.integration import OtlpExporter, setup_otlp_exporter
+from uno.core.monitoring.exporters.otlp.push import OtlpExporter
+from uno.core.monitoring.integration import setup_otlp_exporter
 from uno.core.monitoring.metrics import CounterCell
 from uno.core.monitoring.resources import Counter, Gauge, Histogram, ResourceMonitor
 

@@ -18,6 +18,7 @@ from uno.core.monitoring.exporters.otlp.config import configure
 from uno.core.monitoring.exporters.otlp.push import OtlpExporter
 from uno.core.monitoring.exporters.prometheus import PrometheusExporter, as_collector
 from uno.core.monitoring.exporters.prometheus.asgi import application
+from uno.core.monitoring.exporters.prometheus import PrometheusExporter
 from uno.core.monitoring.health import MEDIA_TYPE, HealthRegistry, ResourceHealthAdapter
 from uno.core.monitoring.instrumentation import CallScope, scope
 from uno.core.monitoring.monitor import ResourceMonitor
@@ -26,9 +27,10 @@ from uno.core.monitoring.sampler import running_loop
 if TYPE_CHECKING:
     from fastapi import APIRouter
 
+    from uno.core.monitoring.exporters.otlp.push import OtlpExporter
+
 __all__ = [
     "MonitoringMiddleware",
-    "OtlpExporter",
     "RoutedExporter",
     "as_collector",
     "setup_monitoring",
@@ -127,6 +129,9 @@ def setup_otlp_exporter(
     Pushing ends, after a last flush, with the monitor or the program. Raises TypeError and ValueError for bad
     arguments; bad variables are told in the log, and the default is used. No header's value is ever shown.
     """
+    from uno.core.monitoring.exporters.otlp.config import configure
+    from uno.core.monitoring.exporters.otlp.push import OtlpExporter
+
     if not isinstance(resource_monitor, ResourceMonitor):
         raise TypeError(f"setup_otlp_exporter takes a ResourceMonitor, not {type(resource_monitor).__name__}")
     config = configure(
