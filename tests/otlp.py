@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -59,7 +60,7 @@ class Receiver:
     connection ends without an answer), or ("partial", points).
     """
 
-    def __init__(self, default: Any = 200) -> None:
+    def __init__(self, default: Any = 200, tls: ssl.SSLContext | None = None) -> None:
         self.default = default
         self.script: deque[Any] = deque()
         self.posts: list[Post] = []
@@ -95,7 +96,9 @@ class Receiver:
         self.server.block_on_close = False
         self.server.handle_error = lambda *_: None  # type: ignore[method-assign]
         self.port = self.server.server_port
-        self.url = f"http://127.0.0.1:{self.port}"
+        if tls is not None:
+            self.server.socket = tls.wrap_socket(self.server.socket, server_side=True)
+        self.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{self.port}"
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
         self.thread.start()
 

@@ -8,6 +8,7 @@ import math
 import os
 import random
 import socket
+import ssl
 import subprocess
 import sys
 import textwrap
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.otlp import Receiver, count_points, labels, points, total_by_labels, until
-from tests.servers import VictoriaMetrics, free_port
+from tests.servers import VictoriaMetrics, find_program, free_port, required
 from uno.core.monitoring.exporters.otlp import http, push, snapshot
 from uno.core.monitoring.exporters.otlp.push import OtlpExporter
 from uno.core.monitoring.integration import setup_otlp_exporter
@@ -664,6 +665,71 @@ def test_no_secret_comes_out(
     assert receiver.posts[0].path.endswith(SECRET)
     assert not [text for text in texts if SECRET in text]
     assert "127.0.0.1" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """server.pem and client.pem with their keys beside them; each vouches for itself."""
+    folder = tmp_path_factory.mktemp("tls")
+    openssl = required(lambda: find_program("openssl", "openssl"))
+    for name in ("server", "client"):
+        subprocess.run(
+            [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}",
+             "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", f"{name}.key", "-out", f"{name}.pem"],
+            cwd=folder, check=True, capture_output=True,
+        )  # fmt: skip
+    return folder
+
+
+def test_tls_with_a_certificate_of_ones_own(
+    monitor: ResourceMonitor, certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast(monkeypatch)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
+    receiver = Receiver(tls=context)
+    try:
+        monitor.add_metric("shop", Counter("orders")).inc()
+        stranger = setup_otlp_exporter(monitor, receiver.url)
+        assert not stranger.flush(0.3)
+        stranger.stop(0.1)
+        assert set(own(monitor, "failures")) == {"tls"}
+        assert receiver.posts == []
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(certificates / "server.pem"))
+        exporter = setup_otlp_exporter(monitor, receiver.url)
+        for _ in range(2):
+            assert exporter.flush(10)
+        assert len({post.port for post in receiver.posts}) == 1
+        exporter.stop(1)
+    finally:
+        receiver.close()
+
+
+def test_tls_with_a_client_certificate(monitor: ResourceMonitor, certificates: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
+    context.load_verify_locations(certificates / "client.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    receiver = Receiver(tls=context)
+    try:
+        monitor.add_metric("shop", Counter("orders")).inc()
+        trusted = {"certificate": certificates / "server.pem"}
+        stranger = setup_otlp_exporter(monitor, receiver.url, **trusted)
+        assert not stranger.flush(0.3)
+        stranger.stop(0.1)
+        assert receiver.posts == []
+        known = setup_otlp_exporter(
+            monitor,
+            receiver.url,
+            client_certificate=certificates / "client.pem",
+            client_key=certificates / "client.key",
+            **trusted,
+        )
+        assert known.flush(10)
+        assert receiver.posts
+        known.stop(1)
+    finally:
+        receiver.close()
 
 
 # -- programs of their own -----------------------------------------------------------------------------
