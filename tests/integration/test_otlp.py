@@ -713,8 +713,8 @@ def test_tls_with_a_client_certificate(monitor: ResourceMonitor, certificates: P
     receiver = Receiver(tls=context)
     try:
         monitor.add_metric("shop", Counter("orders")).inc()
-        trusted = {"certificate": certificates / "server.pem"}
-        stranger = setup_otlp_exporter(monitor, receiver.url, **trusted)
+        trusted = certificates / "server.pem"
+        stranger = setup_otlp_exporter(monitor, receiver.url, certificate=trusted)
         assert not stranger.flush(0.3)
         stranger.stop(0.1)
         assert receiver.posts == []
@@ -723,7 +723,7 @@ def test_tls_with_a_client_certificate(monitor: ResourceMonitor, certificates: P
             receiver.url,
             client_certificate=certificates / "client.pem",
             client_key=certificates / "client.key",
-            **trusted,
+            certificate=trusted,
         )
         assert known.flush(10)
         assert receiver.posts

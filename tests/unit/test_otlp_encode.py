@@ -139,6 +139,8 @@ def test_numbers(
 ) -> None:
     head = encoding.number_head(encoding.attributes(labels), start)
     points = encoding.numbers([head, head], [value, -value], time)
+    changing = encoding.change_head(encoding.attributes(labels))
+    points += encoding.changes([changing], [start], [value], time)
     metric = one(
         decode(encoding, encoding.metric(encoding.header(name, description, unit), form, DELTA, points))
     )
@@ -148,7 +150,7 @@ def test_numbers(
     if form == "sum":
         assert data.is_monotonic
         assert data.aggregation_temporality == metrics_pb2.AGGREGATION_TEMPORALITY_DELTA
-    assert [bits(p.as_double) for p in data.data_points] == [bits(value), bits(-value)]
+    assert [bits(p.as_double) for p in data.data_points] == [bits(value), bits(-value), bits(value)]
     for point in data.data_points:
         assert point.WhichOneof("value") == "as_double"
         assert (point.start_time_unix_nano, point.time_unix_nano) == (start, time)
@@ -189,6 +191,9 @@ def test_histograms(
         encoding.histogram(head, start, time, count, total, by_bucket, sent),
         encoding.histogram(head, start, time, 0, total, by_bucket),
     ]
+    if total is not None:
+        prefix = encoding.histogram_prefix(head, start, len(by_bucket))
+        points[1:] = encoding.histograms([prefix], [(0, total, by_bucket)], time)
     metric = one(
         decode(encoding, encoding.metric(encoding.header("m", "d", "s"), "histogram", CUMULATIVE, points))
     )

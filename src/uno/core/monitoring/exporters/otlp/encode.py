@@ -102,6 +102,14 @@ class Encoding(Protocol):
     ) -> bytes:
         """A number point with exemplars."""
 
+    def change_head(self, attributes: bytes) -> bytes:
+        """What does not change of a number point whose start does."""
+
+    def changes(
+        self, heads: Iterable[bytes], starts: Iterable[int], values: Iterable[float], time: int
+    ) -> list[bytes]:
+        """A point for each head, start (not 0) and value."""
+
     def histogram_head(self, attributes: Pairs, bounds: Sequence[float]) -> bytes:
         """What does not change of a histogram point."""
 
@@ -210,7 +218,7 @@ def _samples(tag: bytes, samples: Sequence[Sample]) -> bytes:
 
 
 _BYTE = [bytes((n,)) for n in range(0x80)]
-_DOUBLE, _FIXED = Struct("<d").pack, Struct("<Q").pack
+_DOUBLE, _FIXED, _CHANGE = Struct("<d").pack, Struct("<Q").pack, Struct("<Q10sd").pack
 _DATA: dict[Form, bytes] = {"gauge": b"\x2a", "sum": b"\x3a", "histogram": b"\x4a", "exponential": b"\x52"}
 
 
@@ -253,6 +261,18 @@ class Protobuf:
             + _DOUBLE(value)
             + _samples(b"\x2a", samples),
         )
+
+    def change_head(self, attributes: bytes) -> bytes:
+        return b"\x0a" + varint(len(attributes) + 27) + attributes + b"\x11"
+
+    def changes(
+        self, heads: Iterable[bytes], starts: Iterable[int], values: Iterable[float], time: int
+    ) -> list[bytes]:
+        between, pack = b"\x19" + _FIXED(time) + b"\x21", _CHANGE
+        return [
+            head + pack(start, between, value)
+            for head, start, value in zip(heads, starts, values, strict=True)
+        ]
 
     def histogram_head(self, attributes: Pairs, bounds: Sequence[float]) -> bytes:
         packed = _field(b"\x3a", Struct(f"<{len(bounds)}d").pack(*bounds)) if bounds else b""
@@ -431,6 +451,17 @@ class Json:
         (point,) = self.numbers([self.number_head(attributes, start)], [value], time)
         found = _json_samples(samples)
         return point if found is None else point[:-1] + b',"exemplars":' + found + b"}"
+
+    def change_head(self, attributes: bytes) -> bytes:
+        return attributes
+
+    def changes(
+        self, heads: Iterable[bytes], starts: Iterable[int], values: Iterable[float], time: int
+    ) -> list[bytes]:
+        return [
+            self.number(head, start, time, value)
+            for head, start, value in zip(heads, starts, values, strict=True)
+        ]
 
     def histogram_head(self, attributes: Pairs, bounds: Sequence[float]) -> bytes:
         head = self.attributes(attributes)

@@ -48,10 +48,10 @@ class Row:
         self.head = self.fragment = b""
         self.buckets = 0
 
-    def encoded(self, encoding: Encoding) -> bytes:
-        """The attributes alone, for points whose start changes; made when it is first needed."""
+    def change_head(self, encoding: Encoding) -> bytes:
+        """The head of a point whose start changes; made when it is first needed."""
         if not self.fragment:
-            self.fragment = encoding.attributes(self.attributes)
+            self.fragment = encoding.change_head(encoding.attributes(self.attributes))
         return self.fragment
 
     def prefix(self, encoding: Encoding) -> bytes:
@@ -79,8 +79,9 @@ class Layout:
     __slots__ = ("cells", "counters", "distributions", "families", "placed", "rows", "series", "version")
 
     def __init__(
-        self, store: SeriesStore, encoding: Encoding, started: float, before: Layout | None = None
+        self, store: SeriesStore, encoding: Encoding, started: int, now: int, before: Layout | None = None
     ) -> None:
+        """``started``: of series that do not know it themselves; ``now``: no series starts later. Nanoseconds."""
         import numpy as np
 
         self.version, self.placed = store.version, store.placed
@@ -94,7 +95,7 @@ class Layout:
         for series in self.series:
             row = known.get(series)
             if row is None or row.cell is not series.cell or row.column != series.column:
-                row = _row(series, encoding, started)
+                row = _row(series, encoding, started, now)
             self.rows[series] = row
             spec = series.metric
             groups.setdefault((spec.name, spec.kind, spec.unit), []).append(row)
@@ -110,11 +111,12 @@ class Layout:
         return self.version == store.version and self.cells == list(map(_CELL, self.series))
 
 
-def _row(series: Series, encoding: Encoding, started: float) -> Row:
+def _row(series: Series, encoding: Encoding, started: int, now: int) -> Row:
     cell = series.cell
     row = Row(series, 0)
     if series.metric.kind != "gauge":
-        row.start = int(getattr(cell, "created", started) * NANO)
+        created = getattr(cell, "created", None)
+        row.start = min(started if created is None else int(created * NANO), now)
     if isinstance(cell, HistogramCell):
         row.head = encoding.histogram_head(row.attributes, cell.bounds)
         row.buckets = len(cell.bounds) + 1
@@ -294,15 +296,16 @@ def take(
         frame = store.frame
         if frame is None or frame.seq == seq:
             return None
+        time = max(int(monitor.clock.wall(frame.time) * NANO), after + 1)
         layout = last
         if layout is None or not layout.fits(store):
-            layout = Layout(store, encoding, monitor.clock.wall(monitor.started), last)
+            started = int(monitor.clock.wall(monitor.started) * NANO)
+            layout = Layout(store, encoding, started, time, last)
         # Columns may be moved at any moment: then the frame is of one order, and the layout of another.
         if store.placed == layout.placed and frame.version >= layout.placed:
             break
     else:
         return None
-    time = max(int(monitor.clock.wall(frame.time) * NANO), after + 1)
     return Snapshot(layout, frame, time, _new_samples(layout, after), states(monitor))
 
 
@@ -430,29 +433,47 @@ class Requests:
         totals: list[bytes] = []
         deltas: list[bytes] = []
         entries: list[tuple[Cell, Any, int]] = []
+        # Those without an exemplar go together.
+        plain: list[tuple[bytes, float]] = []
+        changes: list[tuple[bytes, int, float]] = []
+        changed: list[tuple[Cell, Any, int]] = []
+        accepted, nothing = ledger.accepted, (0.0, 0)
         for row, total in zip(family.rows, _values(snapshot.row, family).tolist(), strict=True):
             if total != total:
                 continue
             cell = row.cell
-            found = [sample for _, sample in samples.get(cell, ())]
-            began, since = origin.get(cell, (0.0, row.start))
-            if total < began:  # it was set back after the fork
+            found = [sample for _, sample in samples.get(cell, ())] if samples else None
+            began, since = origin.get(cell, nothing) if origin else nothing
+            if not since or total < began:  # not inherited, or set back after the fork
                 began, since = 0.0, row.start
             if not self._is_delta(cell):
-                totals.append(
-                    encoding.number(row.encoded(encoding), min(since, time), time, total - began, found)
-                )
+                if found or began:
+                    fragment = encoding.attributes(row.attributes)
+                    totals.append(encoding.number(fragment, since, time, total - began, found or ()))
+                else:
+                    plain.append((row.head, total))
                 continue
-            before, start = ledger.accepted.get(cell, (began, since))
+            sent = accepted.get(cell)
+            before, start = (began, since) if sent is None else sent
             if total < before:
                 before = 0.0
             change = total - before
-            if change or found or cell not in ledger.accepted:
-                deltas.append(encoding.number(row.encoded(encoding), min(start, time), time, change, found))
-                # The sum of what was sent, not the total: roundings do not add up.
+            if found:
+                fragment = encoding.attributes(row.attributes)
+                deltas.append(encoding.number(fragment, start, time, change, found))
                 entries.append((cell, before + change, time))
+            elif change or sent is None:
+                changes.append((row.fragment or row.change_head(encoding), start, change))
+                # The sum of what was sent, not the total: roundings do not add up.
+                changed.append((cell, before + change, time))
+        if plain:
+            heads, values = zip(*plain, strict=True)
+            totals += encoding.numbers(heads, values, time)
+        if changes:
+            heads, starts, values = zip(*changes, strict=True)
+            deltas += encoding.changes(heads, starts, values, time)
         yield Piece("sum", family.header, CUMULATIVE, totals, [])
-        yield Piece("sum", family.header, DELTA, deltas, entries)
+        yield Piece("sum", family.header, DELTA, deltas, entries + changed)
 
     def _is_delta(self, cell: Cell) -> bool:
         """ "lowmemory" leaves totals that are counted elsewhere as they are: nothing needs to be remembered."""
@@ -482,7 +503,6 @@ class Requests:
                 or total < 0
                 or (native is not None and (self._exponential or not counts))
                 or len(counts) != row.buckets
-                or row.start > snapshot.time
                 or cell in ledger.origin
                 or cell in snapshot.samples
             ):
@@ -520,7 +540,6 @@ class Requests:
         # A sum that may fall is no sum by OTLP's rules: left out when something negative was seen.
         total = None if sent.sum < 0 or (native is not None and native.negative) else sent.sum
         extra = [sample for _, sample in sorted(samples, key=_bucket)]
-        start = min(start, time)
         if exponential:
             point = encoding.exponential(row.attributes, start, time, sent.seen, total, native, extra)
         else:
