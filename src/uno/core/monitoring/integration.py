@@ -14,11 +14,8 @@ import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from uno.core.monitoring.exporters.otlp.config import configure
-from uno.core.monitoring.exporters.otlp.push import OtlpExporter
 from uno.core.monitoring.exporters.prometheus import PrometheusExporter, as_collector
 from uno.core.monitoring.exporters.prometheus.asgi import application
-from uno.core.monitoring.exporters.prometheus import PrometheusExporter
 from uno.core.monitoring.health import MEDIA_TYPE, HealthRegistry, ResourceHealthAdapter
 from uno.core.monitoring.instrumentation import CallScope, scope
 from uno.core.monitoring.monitor import ResourceMonitor
