@@ -12,12 +12,26 @@ import logging
 import os
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from uno.core.monitoring.exporters.prometheus import PrometheusExporter, as_collector
 from uno.core.monitoring.exporters.prometheus.asgi import application
 from uno.core.monitoring.health import MEDIA_TYPE, HealthRegistry, ResourceHealthAdapter
-from uno.core.monitoring.instrumentation import CallScope, scope
+from uno.core.monitoring.http_server import (
+    ASGIApp,
+    Exchange,
+    Message,
+    Receive,
+    Routes,
+    RouteScope,
+    Scope,
+    Send,
+    Server,
+    effective,
+    measured,
+)
+from uno.core.monitoring.instrumentation import scope
 from uno.core.monitoring.monitor import ResourceMonitor
 from uno.core.monitoring.sampler import running_loop
 
@@ -36,12 +50,6 @@ __all__ = [
 ]
 
 log = logging.getLogger("uno.integration")
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class RoutedExporter(PrometheusExporter):
@@ -162,6 +170,7 @@ def setup_monitoring(
     dependencies: Sequence[Any] | None = None,
     token: str | None = None,
     allow_anonymous: bool = False,
+    http_metrics: bool | str = True,
 ) -> ResourceMonitor:
     """Monitor an application: dashboard, live stream, JSON API and health. Returns the monitor.
 
@@ -169,6 +178,10 @@ def setup_monitoring(
     application. The dashboard asks for a token (``token``, else ``UNO_DASHBOARD_TOKEN``, else one that is made and
     printed once at the start); ``dependencies=[Depends(...)]`` replaces that by the application's own check, and
     ``allow_anonymous=True`` lets everybody in. ``health_path=None`` leaves the health endpoint out.
+
+    Requests are timed by route, as a resource "http-server" (a second application is "http-server-2"; a text in
+    ``http_metrics`` is another id). ``http_metrics=False`` leaves that out; so does FastAPI's own telemetry when it
+    records into the same monitor.
 
     Raises TypeError for an argument of the wrong kind, ValueError for a bad path or when the application is
     set up already, RuntimeError when it has started.
@@ -214,65 +227,26 @@ def setup_monitoring(
         dashboard = Dashboard(
             monitor, token=token, dependencies=dependencies, allow_anonymous=allow_anonymous
         )
-    app.add_middleware(
-        MonitoringMiddleware,
-        monitor=monitor,
-        registry=registry,
-        health_path=None if health_path is None else health_path.rstrip("/"),
-        dashboard=dashboard,
-        dashboard_path=dashboard_path.rstrip("/"),
-        routes=lambda: getattr(app, "routes", ()),
-    )
+    routes = Routes(lambda: getattr(app, "routes", ()))
+    server = None
+    if http_metrics is not False:
+        server = Server(monitor, routes, id=None if http_metrics is True else http_metrics)
+    try:
+        app.add_middleware(
+            MonitoringMiddleware,
+            monitor=monitor,
+            registry=registry,
+            health_path=None if health_path is None else health_path.rstrip("/"),
+            dashboard=dashboard,
+            dashboard_path=dashboard_path.rstrip("/"),
+            routes=routes,
+            server=server,
+        )
+    except RuntimeError:  # the application has started
+        if server is not None:
+            monitor.manager.unregister(server.resource)
+        raise
     return monitor
-
-
-class RouteScope(CallScope):
-    """The route that a request is for; it is known once the application's router has run."""
-
-    __slots__ = ("_scope",)
-
-    def __init__(self, scope: Scope) -> None:
-        self._name, self._make, self._scope = "", None, scope
-
-    @property
-    def name(self) -> str:
-        """ "GET /orders/{id}"; the template, never the path itself, which is without bound."""
-        if not self._name:
-            here = self._scope
-            method = here.get("method", "WEBSOCKET")
-            path = _template(here)
-            if path is None:
-                endpoint = here.get("endpoint")
-                if endpoint is None:
-                    return f"{method} (no route yet)"
-                path = getattr(endpoint, "__qualname__", type(endpoint).__name__)
-            root = here.get("root_path", "")
-            outer = here.get("app_root_path", root)
-            inner = root[len(outer) :] if root.startswith(outer) else ""
-            if inner:  # below a mount, whose own parameters are known by their values only
-                known = {str(value): f"{{{key}}}" for key, value in here.get("path_params", {}).items()}
-                inner = "/".join(known.get(part, part) for part in inner.split("/"))
-            self._name = f"{method} {inner}{path}"
-        return self._name
-
-
-def _template(scope_: Scope) -> str | None:
-    route = scope_.get("route")
-    # FastAPI keeps the prefix of an included router beside the route.
-    included = scope_.get("fastapi", {}).get("effective_route_context")
-    if included is not None and (included.original_route is route or getattr(route, "path", None) is None):
-        route = included.starlette_route or included
-    return getattr(route, "path_format", None) or getattr(route, "path", None)
-
-
-def _effective(routes: Sequence[Any]) -> Iterator[Any]:
-    """The routes as requests meet them: those of FastAPI's included routers with their prefix."""
-    for route in routes:
-        included = getattr(route, "effective_route_contexts", None)
-        if included is None:
-            yield route
-        else:
-            yield from (context.starlette_route or context for context in included())
 
 
 def _takes(route: Any, scope_: Scope) -> bool:
@@ -302,12 +276,13 @@ class MonitoringMiddleware:
         health_path: str | None,
         dashboard: Any,
         dashboard_path: str,
-        routes: Callable[[], Sequence[Any]],
+        routes: Routes,
+        server: Server | None = None,
     ) -> None:
         self._app = app
         self._monitor, self._registry = monitor, registry
         self._health_path, self._dashboard, self._dashboard_path = health_path, dashboard, dashboard_path
-        self._routes = routes
+        self._routes, self._server = routes, server
         self._said: set[str] = set()
         self._started = False
 
@@ -334,7 +309,11 @@ class MonitoringMiddleware:
             ):
                 await self._to_dashboard(scope_, receive, send)
                 return
-        token = scope.set(RouteScope(scope_))
+            server = self._server
+            if server is not None and server.takes(scope_):
+                await measured(self._app, scope_, Exchange(server, scope_, receive, send))
+                return
+        token = scope.set(RouteScope(scope_, self._routes))
         try:
             await self._app(scope_, receive, send)
         finally:
@@ -345,7 +324,9 @@ class MonitoringMiddleware:
         probe = {**scope_, "path": path, "root_path": "", "path_params": {}}
         probe.pop("fastapi", None)
         slashed = {**probe, "path": path + "/"}  # where the application's router would redirect to
-        if not any(_takes(route, probe) or _takes(route, slashed) for route in _effective(self._routes())):
+        if not any(
+            _takes(route, probe) or _takes(route, slashed) for route in effective(self._routes.routes())
+        ):
             return True
         if path not in self._said and len(self._said) < 10:
             self._said.add(path)

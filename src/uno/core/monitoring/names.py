@@ -36,6 +36,13 @@ _TABLE: tuple[Spec, ...] = (
     Spec("db.client.operation.duration", "histogram", "Duration of queries and commands", "s", (), "Query time"),
     Spec("uno.db.client.slow_operations", "counter", "Queries slower than the slow limit", "{query}", (),
          "Slow queries"),
+    # web applications
+    Spec("http.server.request.duration", "histogram", "Duration of HTTP server requests", "s",
+         ("http.request.method", "http.route", "http.response.status_code"), "Request time"),
+    Spec("http.server.active_requests", "gauge", "HTTP server requests in progress", "{request}",
+         ("http.request.method",), "In flight"),
+    Spec("uno.http.server.error_ratio", "gauge", "Share of the requests that failed in the last 10 s", "1", (),
+         "Failing"),
     # HTTP clients
     Spec("http.client.request.duration", "histogram", "Duration of requests", "s", (), "Request time"),
     Spec("http.client.requests", "counter", "Requests by outcome: 2xx ... 5xx or the kind of error", "{request}",
@@ -144,6 +151,11 @@ SHORT: dict[str, dict[str, str]] = {
     "": {"utilization": "uno.resource.utilization", "errors": "uno.resource.errors"},
     "database": _DB,
     "redis": {**_DB, "command_duration": "db.client.operation.duration"},
+    "http_server": {
+        "request_duration": "http.server.request.duration",
+        "active_requests": "http.server.active_requests",
+        "error_rate": "uno.http.server.error_ratio",
+    },
     "http_client": {
         "connection_pool_usage": "uno.resource.utilization",
         "request_duration": "http.client.request.duration",
