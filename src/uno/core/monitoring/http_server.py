@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import Any
 
 from uno.core.monitoring.instrumentation import CallScope, failures, scope
+from uno.core.monitoring.metrics import GaugeCell
 from uno.core.monitoring.monitor import ResourceMonitor
 from uno.core.monitoring.resource_types.http_server import METHODS, OTHER, ServerTarget
 from uno.core.resources import Resource
@@ -43,20 +44,25 @@ class Routes:
         route: Callable[[Scope], str | None] | None = None,
     ) -> None:
         self.routes = routes
-        self._given = route
+        self._given, self._simple = route, route is None
         self._prefixes: dict[str, str] = {}
         self._odd = 0
         self._endpoints: dict[int, tuple[Any, list[str]]] = {}
         self._counted = -1
 
-    def template(self, scope_: Scope, *, answered: bool = False) -> str | None:
+    def template(self, scope_: Scope, answered: bool = False) -> str | None:
         """The template of the route that took the request; None when none did, as far as can be told.
 
         ``answered``: that something gave an answer although the scope shows no route, so it is worth a look.
         """
+        route = scope_.get("route")
+        if route is not None and self._simple and "app_root_path" not in scope_ and "fastapi" not in scope_:
+            try:
+                return route.path_format  # type: ignore[no-any-return]
+            except AttributeError:
+                pass
         if self._given is not None:
             return self._given(scope_)
-        route = scope_.get("route")
         if "fastapi" in scope_:  # FastAPI keeps the prefix of an included router beside the route
             included = scope_["fastapi"].get("effective_route_context")
             if included is not None and (
@@ -214,44 +220,40 @@ class Server:
         self.resource: Resource = monitor.manager.register(self.target, id=id, name=name)
         for family in self.target.families:
             monitor.store.attach(self.resource.id, family)
-        self._methods: dict[str, Any] = {}
-        self._durations: dict[tuple[str, str, int], Any] = {}
+        #: found before: (method as recorded, gauge) by method, what takes a duration by method, route and status
+        self.methods: dict[str, tuple[str, GaugeCell]] = {}
+        self.adds: dict[tuple[str, str | None, int], Callable[[float], None]] = {}
 
     def takes(self, scope_: Scope) -> bool:
         """Whether a request is to be measured here: not twice, and not when FastAPI's telemetry tells us of it."""
-        if MARK in scope_ and scope_[MARK] is self.monitor:
-            return False
-        if "fastapi.telemetry" in scope_ and _tells(scope_.get("app"), self.monitor):
+        if (MARK in scope_ and scope_[MARK] is self.monitor) or (
+            "fastapi.telemetry" in scope_ and _tells(scope_.get("app"), self.monitor)
+        ):
             return False
         scope_[MARK] = self.monitor
         return True
 
-    def method(self, name: str) -> Any:
-        """(the method's name, what counts a request in, what counts it out)."""
-        label, cell = self.target.method(name)
-        found = label, cell.inc, cell.dec
-        if label != OTHER:
-            self._methods[name] = found
+    def method(self, name: str) -> tuple[str, GaugeCell]:
+        """The method as it is recorded, and the gauge of its requests in progress."""
+        found = self.target.method(name)
+        if found[0] != OTHER:
+            self.methods[name] = found
         return found
 
-    def record(self, exchange: Exchange, seconds: float) -> None:
-        """Take one request whose status is known and below 500."""
-        status = exchange.status
-        template = self.routes.template(exchange._scope, answered=status < 300)
-        key = (exchange.method, template or UNMATCHED, status)
-        cell = self._durations.get(key)
-        if cell is None:
-            cell = self.target.answered.labels(key[0], key[1], str(status))
-            if len(self._durations) < _KEPT:
-                self._durations[key] = cell
-        cell.add(seconds)
+    def add_to(self, key: tuple[str, str | None, int]) -> Callable[[float], None]:
+        """What takes the durations of a method, a route and a status below 500."""
+        method, template, status = key
+        add = self.target.answered.labels(method, template or UNMATCHED, str(status)).add
+        if len(self.adds) < _KEPT:
+            self.adds[key] = add
+        return add
 
     def record_failure(self, exchange: Exchange, seconds: float, error: BaseException | None) -> None:
         """Take one request that failed, or that ended without a whole answer."""
-        template = self.routes.template(exchange._scope, answered=True) or UNMATCHED
+        template = self.routes.template(exchange._scope, True) or UNMATCHED
         status, method = exchange.status, exchange.method
         left = status and isinstance(error, OSError)  # what ASGI servers raise on a closed connection
-        if exchange.gone or left or type(error).__name__ == "ClientDisconnect":
+        if left or type(error).__name__ == "ClientDisconnect":
             kind = "client_disconnect"
         elif error is not None and not isinstance(error, Exception):
             kind = "cancelled"  # or the interpreter ends
@@ -260,9 +262,10 @@ class Server:
             status = status or 500  # which the server will answer
         elif status >= 500 and exchange.ended:
             kind = str(status)
-        else:
+        elif status:  # a stream that the client left, with most servers
             kind = "incomplete_response"
-            status = status or 500
+        else:
+            kind, status = "no_response", 500
         if status:
             cell = self.target.failed.labels(method, template, str(status), kind)
         else:
@@ -273,32 +276,23 @@ class Server:
 class Exchange(RouteScope):
     """One request and its answer, timed from its arrival to the end of the answer's body.
 
-    ``send`` and ``receive`` stand in for the server's. What runs after the answer, such as background tasks, does
-    not count.
+    ``send`` stands in for the server's. What runs after the answer, such as background tasks, does not count.
     """
 
     __slots__ = (
-        "_began",
-        "_left",
-        "_receive",
-        "_send",
-        "_server",
-        "ended",
-        "gone",
-        "method",
-        "status",
-        "trailers",
-    )
+        "_active", "_began", "_send", "_server", "ended", "method", "status", "trailers",
+    )  # fmt: skip
 
-    def __init__(self, server: Server, scope_: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, server: Server, scope_: Scope, send: Send) -> None:
         self._name, self._make = "", None
         self._scope, self._routes = scope_, server.routes
-        self._server, self._receive, self._send = server, receive, send
+        self._server, self._send = server, send
         self.status = 0
-        self.ended = self.gone = self.trailers = False
+        self.ended = self.trailers = False
         name = scope_["method"]
-        self.method, entered, self._left = server._methods.get(name) or server.method(name)
-        entered()
+        self.method, active = server.methods.get(name) or server.method(name)
+        self._active = active
+        active.value += 1
         self._began = perf_counter()
 
     def send(self, message: Message) -> Awaitable[None]:
@@ -324,22 +318,17 @@ class Exchange(RouteScope):
             self.ended = True
             self.end(None)
 
-    async def receive(self) -> Message:
-        """Pass a message on, and note when the client has left."""
-        message = await self._receive()
-        if message["type"] == "http.disconnect" and not self.ended:
-            self.gone = True
-        return message
-
     def end(self, error: BaseException | None) -> None:
         """The answer is complete (``ended``), or there will be none."""
         seconds = perf_counter() - self._began
-        self._left()
+        self._active.value -= 1
+        server, status = self._server, self.status
         try:
-            if self.ended and 0 < self.status < 500:
-                self._server.record(self, seconds)
+            if self.ended and 0 < status < 500:
+                key = (self.method, server.routes.template(self._scope, status < 300), status)
+                (server.adds.get(key) or server.add_to(key))(seconds)
             else:
-                self._server.record_failure(self, seconds, error)
+                server.record_failure(self, seconds, error)
         except Exception as failure:  # noqa: BLE001 - never into the application
             failures("http_server", failure)
 
@@ -380,8 +369,17 @@ class HTTPServerMiddleware:
     async def __call__(self, scope_: Scope, receive: Receive, send: Send) -> None:
         kind = scope_["type"]
         if kind == "http" and self._server.takes(scope_):
-            exchange = Exchange(self._server, scope_, receive, send)
-            await measured(self.app, scope_, exchange)
+            exchange = Exchange(self._server, scope_, send)
+            token = scope.set(exchange)
+            try:
+                await self.app(scope_, receive, exchange.send)
+            except BaseException as error:
+                exchange.abort(error)
+                raise
+            finally:
+                scope.reset(token)
+                if not exchange.ended:
+                    exchange.abort(None)
         elif kind in ("http", "websocket"):
             token = scope.set(RouteScope(scope_, self._routes))
             try:
@@ -390,19 +388,6 @@ class HTTPServerMiddleware:
                 scope.reset(token)
         else:
             await self.app(scope_, receive, send)
-
-
-async def measured(app: ASGIApp, scope_: Scope, exchange: Exchange) -> None:
-    """Let ``app`` answer one request."""
-    token = scope.set(exchange)
-    try:
-        await app(scope_, exchange.receive, exchange.send)
-    except BaseException as error:
-        exchange.abort(error)
-        raise
-    finally:
-        scope.reset(token)
-        exchange.abort(None)
 
 
 def _kind(error: BaseException) -> str:

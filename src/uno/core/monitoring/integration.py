@@ -29,7 +29,6 @@ from uno.core.monitoring.http_server import (
     Send,
     Server,
     effective,
-    measured,
 )
 from uno.core.monitoring.instrumentation import scope
 from uno.core.monitoring.monitor import ResourceMonitor
@@ -311,7 +310,17 @@ class MonitoringMiddleware:
                 return
             server = self._server
             if server is not None and server.takes(scope_):
-                await measured(self._app, scope_, Exchange(server, scope_, receive, send))
+                exchange = Exchange(server, scope_, send)
+                token = scope.set(exchange)
+                try:
+                    await self._app(scope_, receive, exchange.send)
+                except BaseException as error:
+                    exchange.abort(error)
+                    raise
+                finally:
+                    scope.reset(token)
+                    if not exchange.ended:
+                        exchange.abort(None)
                 return
         token = scope.set(RouteScope(scope_, self._routes))
         try:

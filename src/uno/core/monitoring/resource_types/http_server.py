@@ -22,7 +22,7 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0,
 METHODS = frozenset(("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "QUERY", "CONNECT", "TRACE"))
 OTHER = "_OTHER"
 #: What is no fault of the application: the client left, or the server ended the request.
-NO_FAULT = frozenset(("client_disconnect", "cancelled"))
+NO_FAULT = frozenset(("client_disconnect", "incomplete_response", "cancelled"))
 RECENT = 10.0
 
 

@@ -1,0 +1,265 @@
+"""What does measuring requests add to one, beside its peers?
+
+Each application is called in this process through ASGI, without a server, block by block in turns. The control is
+a second application without anything. Counts prove that each side recorded every request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from benchmarks._measure import line
+
+ROUNDS = 60
+CALLS = 50
+Count = Callable[[], float]
+
+
+def _application(routes: int, framework: str) -> Any:
+    if framework == "starlette":
+        from starlette.applications import Starlette
+        from starlette.responses import JSONResponse
+        from starlette.routing import Route
+
+        async def answer(request: Any) -> Any:
+            return JSONResponse({"id": 7})
+
+        return Starlette(routes=[Route(f"/r{n}/{{id}}", answer) for n in range(routes)])
+    from fastapi import FastAPI
+
+    app = FastAPI()
+
+    async def order(id: int) -> dict[str, int]:
+        return {"id": id}
+
+    for n in range(routes):
+        app.add_api_route(f"/r{n}/{{id}}", order)
+    return app
+
+
+def _nothing(app: Any) -> Count:
+    return lambda: 0
+
+
+def _uno(**options: Any) -> Callable[[Any], Count]:
+    def add(app: Any) -> Count:
+        from uno.core.monitoring.integration import setup_monitoring
+        from uno.core.monitoring.resources import ResourceMonitor
+
+        monitor = ResourceMonitor(interval=3_600)
+        setup_monitoring(app, monitor, **options)
+
+        def count() -> float:
+            monitor.tick()  # what was appended is folded here, as each tick does it
+            found = monitor.store.select("http-server", "http.server.request.duration")
+            return sum(monitor.store.value(series, "count") or 0.0 for series in found)
+
+        return count
+
+    return add
+
+
+def _floor(app: Any) -> Count:
+    class PassThrough:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await self.app(scope, receive, lambda message: send(message))
+
+    app.add_middleware(PassThrough)
+    return lambda: 0
+
+
+def _alone(app: Any) -> Count:
+    from uno.core.monitoring.http_server import HTTPServerMiddleware
+    from uno.core.monitoring.resources import ResourceMonitor
+
+    monitor = ResourceMonitor(interval=3_600)
+    app.add_middleware(HTTPServerMiddleware, monitor)
+
+    def count() -> float:
+        monitor.tick()
+        found = monitor.store.select("http-server", "http.server.request.duration")
+        return sum(monitor.store.value(series, "count") or 0.0 for series in found)
+
+    return count
+
+
+def _instrumentator(app: Any) -> Count:
+    from prometheus_client import CollectorRegistry
+    from prometheus_fastapi_instrumentator import Instrumentator
+
+    registry = CollectorRegistry()
+    Instrumentator(registry=registry).instrument(app)
+    return lambda: _prometheus(registry, "http_request_duration_seconds")
+
+
+def _exporter(app: Any) -> Count:
+    from prometheus_client import REGISTRY
+    from starlette_exporter import PrometheusMiddleware
+
+    prefix = f"bench{id(app)}"
+    app.add_middleware(PrometheusMiddleware, prefix=prefix, app_name="bench", group_paths=True)
+    return lambda: _prometheus(REGISTRY, f"{prefix}_request_duration_seconds")
+
+
+def _prometheus(registry: Any, name: str) -> float:
+    return sum(
+        sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name == f"{name}_count"
+    )
+
+
+def _reader() -> tuple[Any, Count]:
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+    reader = InMemoryMetricReader()
+
+    def count() -> float:
+        data = reader.get_metrics_data()
+        return sum(
+            point.count
+            for resource in (data.resource_metrics if data else ())
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name in ("http.server.duration", "http.server.request.duration")
+            for point in metric.data.data_points
+        )
+
+    return MeterProvider([reader]), count
+
+
+def _otel_asgi(app: Any) -> Count:
+    from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+    from opentelemetry.trace import NoOpTracerProvider
+
+    provider, count = _reader()
+    app.add_middleware(OpenTelemetryMiddleware, meter_provider=provider, tracer_provider=NoOpTracerProvider())
+    return count
+
+
+def _otel_fastapi(app: Any) -> Count:
+    from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+    from opentelemetry.trace import NoOpTracerProvider
+
+    provider, count = _reader()
+    FastAPIInstrumentor.instrument_app(app, meter_provider=provider, tracer_provider=NoOpTracerProvider())
+    return count
+
+
+SUBJECTS: dict[str, tuple[str, Callable[[Any], Count]]] = {
+    "control": ("nothing, once more", _nothing),
+    "floor": ("a middleware that passes messages on", _floor),
+    "uno": ("uno: setup_monitoring", _uno()),
+    "off": ("  of this without the measuring of requests", _uno(http_metrics=False)),
+    "alone": ("uno: HTTPServerMiddleware alone", _alone),
+    "instrumentator": ("prometheus-fastapi-instrumentator", _instrumentator),
+    "exporter": ("starlette-exporter", _exporter),
+    "otel-asgi": ("opentelemetry-instrumentation-asgi, metrics only", _otel_asgi),
+    "otel-fastapi": ("opentelemetry-instrumentation-fastapi, metrics only", _otel_fastapi),
+}
+
+
+async def _request(app: Callable[..., Awaitable[None]], path: str) -> int:
+    status = 0
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        nonlocal status
+        if message["type"] == "http.response.start":
+            status = message["status"]
+
+    await app(
+        {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": "GET",
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "headers": [(b"host", b"shop"), (b"user-agent", b"benchmark")],
+            "client": ("127.0.0.1", 50_000),
+            "server": ("127.0.0.1", 80),
+            "state": {},
+        },
+        receive,
+        send,
+    )
+    return status
+
+
+async def _block(app: Any, path: str) -> float:
+    begun = time.perf_counter()
+    for _ in range(CALLS):
+        await _request(app, path)
+    return (time.perf_counter() - begun) / CALLS
+
+
+async def _compare(framework: str, routes: int, names: list[str]) -> dict[str, tuple[float, float]]:
+    """By name: (seconds of a request, seconds added)."""
+    path = f"/r{routes - 1}/7"
+    bare = [f"bare {n}" for n in range(3)]  # two equal applications differ here by a microsecond or two
+    apps: dict[str, tuple[Any, Count]] = {name: (_application(routes, framework), lambda: 0) for name in bare}
+    for name in names:
+        app = _application(routes, framework)
+        try:
+            apps[name] = (app, SUBJECTS[name][1](app))
+        except ImportError as missing:
+            line(SUBJECTS[name][0], "-", "", f"is not installed ({missing.name})")
+    for app, _ in apps.values():
+        assert await _request(app, path) == 200
+        await _block(app, path)
+    rounds: list[dict[str, float]] = []
+    turn = list(apps)
+    shuffle = random.Random(1).shuffle
+    for _ in range(ROUNDS):
+        shuffle(turn)
+        times = {name: await _block(apps[name][0], path) for name in turn}
+        times["bare"] = statistics.median(times.pop(name) for name in bare)
+        rounds.append(times)
+    asked = 1 + CALLS * (ROUNDS + 1)
+    for name, (_, count) in apps.items():
+        if name not in (*bare, "control", "floor", "off"):
+            assert count() == asked, f"{name} recorded {count()} of {asked} requests"
+    return {
+        name: (
+            statistics.median(times[name] for times in rounds),
+            statistics.median(times[name] - times["bare"] for times in rounds),
+        )
+        for name in rounds[0]
+    }
+
+
+def run() -> None:
+    """FastAPI with one and with 41 routes; Starlette with 41."""
+    for framework, routes in (("fastapi", 1), ("fastapi", 41), ("starlette", 41)):
+        names = [name for name in SUBJECTS if framework == "fastapi" or name != "otel-fastapi"]
+        found = asyncio.run(_compare(framework, routes, names))
+        base = found.pop("bare")[0]
+        line(
+            f"{framework}, {routes} routes: a request", f"{base * 1e6:.1f} us", "", f"{CALLS * ROUNDS:,} each"
+        )
+        ours = found["uno"][1]
+        for name, (_, added) in found.items():
+            limit = "<= 6 us" if name == "uno" and routes == 41 else ""
+            least = {"instrumentator": 20, "exporter": 50, "otel-asgi": 50, "otel-fastapi": 50}.get(name)
+            ratio = f"{added / ours:.0f} times uno's (at least {least})" if least else ""
+            line(f"  {SUBJECTS[name][0]}", f"+{added * 1e6:.1f} us", limit, ratio)
+
+
+if __name__ == "__main__":
+    run()
