@@ -75,6 +75,8 @@ class Collection:
         self.app_loop: asyncio.AbstractEventLoop | None = None
         self._manager, self._store, self._health, self._clock = manager, store, health, clock
         self._timeout = timeout
+        #: jobs that others than the resource's type bring; kept as they are while the resource is there
+        self._sources: dict[str, dict[str, Job]] = {}
         self._reads: dict[str, dict[str, tuple[Spec, Callable[[], Any]]]] = {}
         self._told: dict[tuple[str, str], _Told] = {}
         self._lock = threading.RLock()
@@ -98,11 +100,29 @@ class Collection:
             self._reads.setdefault(resource.id, {})[spec.name] = (spec, read)
             self.plan(resource)
 
+    def add_source(
+        self, resource: Resource, source: str, call: Callable[[], Any], take: Callable[[Batch, Any], None]
+    ) -> None:
+        """Call ``call`` each tick, on a worker and with the deadline of any collection, and let ``take`` fill the
+        batch of ``source``."""
+        with self._lock:
+            job = self._job(resource, source, call, take, mode="worker")
+            self._sources.setdefault(resource.id, {})[source] = job
+            self.jobs = {**self.jobs, (resource.id, source): job}
+
+    def drop_sources(self, resource: Resource) -> None:
+        """Undo every add_source() of a resource; what it gave shows a gap."""
+        with self._lock:
+            for source in self._sources.pop(resource.id, {}):
+                self.jobs = {key: job for key, job in self.jobs.items() if key != (resource.id, source)}
+                self._store.blank(resource.id, source)
+
     def forget(self, resource: Resource) -> None:
         """The resource was unregistered."""
         with self._lock:
             self.jobs = {key: job for key, job in self.jobs.items() if key[0] != resource.id}
             self._reads.pop(resource.id, None)
+            self._sources.pop(resource.id, None)
             for key in [key for key in self._told if key[0] == resource.id]:
                 del self._told[key]
             for key in [key for key in self.failures if key[0] == resource.id]:
@@ -122,6 +142,8 @@ class Collection:
                 jobs[resource.id, "read"] = self._custom(resource)
             for spec, read in self._reads.get(resource.id, {}).values():
                 jobs[resource.id, f"read {spec.name}"] = self._reader(resource, spec, read)
+            for source, job in self._sources.get(resource.id, {}).items():
+                jobs[resource.id, source] = job
             if driver is not None or callable(getattr(resource.target, "ping", None)):
                 jobs[resource.id, "ping"] = self._pinger(resource)
             self.jobs = jobs

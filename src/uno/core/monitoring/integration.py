@@ -198,6 +198,8 @@ def setup_monitoring(
         and all(callable(getattr(depends, "dependency", None)) for depends in dependencies)
     ):
         raise TypeError("dependencies= is a sequence of FastAPI's Depends: dependencies=[Depends(check)]")
+    if not isinstance(http_metrics, (bool, str)):
+        raise TypeError(f"http_metrics= is True, False or a resource's id, not {type(http_metrics).__name__}")
     for name, path in (("dashboard_path", dashboard_path), ("health_path", health_path)):
         if path is not None and not (isinstance(path, str) and path.startswith("/") and path.strip("/")):
             raise ValueError(
