@@ -599,7 +599,7 @@ class ResourceMonitor:
                 changes += self._guarded("anomaly detector", partial(self._anomalies.step, frame)) or []
             self.health.update(now, self.alerts.firing())
             self.alerts.deliver(changes)
-            self.callers.step(now, self.manager, self.stat_of)
+            self.callers.step(now, self.manager, self.stat_of, self.store)
             for listener in self._listeners:
                 try:
                     listener()
