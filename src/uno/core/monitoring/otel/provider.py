@@ -31,7 +31,7 @@ from uno.core.monitoring.otel.instruments import (
 from uno.core.monitoring.otel.streams import Stream, default_bounds
 from uno.core.monitoring.otel.views import Choice, View
 from uno.core.monitoring.resource_types.opentelemetry import MeterTarget
-from uno.core.monitoring.series import Batch
+from uno.core.monitoring.series import MAX_SAMPLED, Batch
 from uno.core.resources import Resource
 
 log = logging.getLogger("uno.otel")
@@ -215,7 +215,8 @@ class UnoMeter(metrics.Meter):
         if self._provider._shut or not isinstance(name, str) or not _NAME.match(name):
             if not self._provider._shut:
                 log.warning("%r is no name of an instrument: it records nothing; begin with a letter, then "
-                            "letters, digits and _ . - /, 255 at most", name)  # fmt: skip
+                            "letters, digits and _ . - /, 255 at most",
+                            name[:80] if isinstance(name, str) else type(name))  # fmt: skip
             no_op: T = _NO_OP[cls](name)
             return no_op
         unit, description = unit or "", description or ""
@@ -324,7 +325,9 @@ class UnoMeter(metrics.Meter):
                 for stream in streams:
                     stream.put(batch, observation.value, observation.attributes)
             seen.update(batch.values)
-            if len(seen) > MAX_GONE + len(batch.values):  # ids that come and go must not stay for ever
+            if len(seen) > min(
+                MAX_GONE + len(batch.values), MAX_SAMPLED
+            ):  # ids that come and go must not stay for ever
                 seen.intersection_update(batch.values)
                 monitor.store.withdraw(resource, source, lambda spec, labels: (spec, labels) not in seen)
 
