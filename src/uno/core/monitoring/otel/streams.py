@@ -81,6 +81,8 @@ class Stream:
         for name, value in attributes.items():
             if (keep is not None and name not in keep) or name in drop:
                 continue
+            if value is None:  # the API's empty value: as good as absent
+                continue
             text = text_of(value) if isinstance(name, str) and name else None
             if text is None:
                 self._say("an attribute whose value is neither text nor number is left out")
