@@ -33,6 +33,7 @@ _KEPT = 1_000
 _ODD = 50
 _DEEP = 8
 _REST = "/{path}"
+TRAILERS: Any = "trailers"
 
 
 class Routes:
@@ -280,39 +281,49 @@ class Exchange(RouteScope):
     """
 
     __slots__ = (
-        "_active", "_began", "_send", "_server", "ended", "method", "status", "trailers",
+        "_active", "_began", "_send", "_server", "ended", "method", "more", "status",
     )  # fmt: skip
 
     def __init__(self, server: Server, scope_: Scope, send: Send) -> None:
-        self._name, self._make = "", None
-        self._scope, self._routes = scope_, server.routes
-        self._server, self._send = server, send
+        self._name = ""
+        self._scope, self._server, self._send = scope_, server, send
         self.status = 0
-        self.ended = self.trailers = False
+        self.ended = False
+        self.more = False  # the answer comes in several parts, or with trailers
         name = scope_["method"]
         self.method, active = server.methods.get(name) or server.method(name)
         self._active = active
         active.value += 1
         self._began = perf_counter()
 
+    @property
+    def _routes(self) -> Routes:  # type: ignore[override]
+        return self._server.routes
+
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message on; not a coroutine function, which saves one for each message."""
         kind = message["type"]
         if kind == "http.response.body":
-            if not self.trailers and not message.get("more_body"):
-                return self._last(message)
+            if self.more:
+                if self.more is True and not message.get("more_body"):
+                    return self._last(message)
+            elif message.get("more_body"):
+                self.more = True
+            else:  # the whole answer in one message: its end is when the server has it
+                self.ended = True
+                self.end(None)
         elif kind == "http.response.start":
             self.status = message["status"]
             if message.get("trailers"):
-                self.trailers = True
-        elif kind == "http.response.trailers":
-            if not message.get("more_trailers"):
-                return self._last(message)
-        elif kind == "http.response.pathsend":
+                self.more = TRAILERS
+        elif (kind == "http.response.trailers" and not message.get("more_trailers")) or (
+            kind == "http.response.pathsend" and not self.more
+        ):
             return self._last(message)
         return self._send(message)
 
     async def _last(self, message: Message) -> None:
+        """Pass on the last part: the answer ends when the server has taken it from a slow client's hands."""
         await self._send(message)
         if not self.ended:
             self.ended = True
