@@ -15,8 +15,8 @@ from typing import Any
 
 from benchmarks._measure import line
 
-ROUNDS = 60
-CALLS = 50
+ROUNDS = 25
+CALLS = 300
 Count = Callable[[], float]
 
 

@@ -19,6 +19,8 @@ PUBLIC = [
     "uno.core.monitoring.resources",
     "uno.core.monitoring.health",
     "uno.core.monitoring.integration",
+    "uno.core.monitoring.http_server",
+    "uno.core.monitoring.otel",
 ]
 FACADES = ["uno", "uno.core", "uno.core.resources", "uno.core.monitoring", "uno.core.monitoring.resources"]
 MOST_LINES = 800
