@@ -28,6 +28,8 @@ How a resource is found:
   the application holds them by a name.
 - **by its name**: where a module of the application holds it, directly or up to three steps inside. Libraries have many
   of their own.
+- **once it is set up**: by `setup_monitoring` ([requests](http-metrics.md)), or by a library that records through
+  OpenTelemetry ([how](from-opentelemetry.md)); the metrics of the latter are the library's own.
 - **always**: it is there as soon as the monitor runs.
 
 Whatever is found or not, `manager.register(object)` takes it. With versions other than those that were tested, hooks
@@ -92,6 +94,9 @@ def section(resource_type: str, kinds: list[ResourceTypeMonitor]) -> Iterator[st
 
 def library(kind: ResourceTypeMonitor) -> str:
     """The library as its users call it."""
+    given = {"http_server": "ASGI applications", "opentelemetry": "OpenTelemetry's API"}
+    if kind.resource_type in given:
+        return given[kind.resource_type]
     if found(kind) == "always" or kind.library.partition(".")[0] in sys.stdlib_module_names:
         return "part of Python"
     return {"sqlalchemy": "SQLAlchemy", "celery": "Celery", "aio_pika": "aio-pika", "redis": "redis-py"}.get(
@@ -101,6 +106,8 @@ def library(kind: ResourceTypeMonitor) -> str:
 
 def found(kind: ResourceTypeMonitor) -> str:
     """How a resource is found."""
+    if kind.resource_type in ("http_server", "opentelemetry"):
+        return "once it is set up"
     if all(name.startswith("uno.") for name in kind.targets):
         return "always"
     return "by its name" if kind.only_named else "by its use"
