@@ -59,9 +59,9 @@ class ServerTarget:
 
     def totals(self) -> tuple[float, float]:
         """(requests, failures of the application) since the beginning, up to the last tick."""
-        requests = sum(cell.total for family in self.families for _, cell in family.cells())
+        requests = sum(cell.totals.count for family in self.families for _, cell in family.cells())
         failures = sum(
-            cell.total
+            cell.totals.count
             for family in (self.failed, self.unanswered)
             for labels, cell in family.cells()
             if labels[-1] not in NO_FAULT
@@ -118,10 +118,10 @@ class HTTPServerMonitor(ResourceTypeMonitor):
     def explain(self, target: ServerTarget, metric: str) -> str:
         """Which routes fail most, and by what."""
         failed = [
-            (cell.total, labels[0], labels[1], labels[-1])
+            (cell.totals.count, labels[0], labels[1], labels[-1])
             for family in (target.failed, target.unanswered)
             for labels, cell in family.cells()
-            if labels[-1] not in NO_FAULT and cell.total
+            if labels[-1] not in NO_FAULT and cell.totals.count
         ]
         failed.sort(reverse=True)
         return "; ".join(f"{n:,} x {kind} in {method} {route}" for n, method, route, kind in failed[:3])
