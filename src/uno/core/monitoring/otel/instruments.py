@@ -7,6 +7,7 @@ recorded is dropped and said once for each instrument.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from math import inf
 from typing import Any
@@ -22,6 +23,7 @@ log = logging.getLogger("uno.otel")
 
 Record = Callable[[float], None]
 _REMEMBERED = 4_096
+LARGEST = sys.float_info.max
 
 
 def _nothing(amount: float) -> None:
@@ -101,6 +103,9 @@ class Counter(Recorder, metrics.Counter):
 
     def add(self, amount: float, attributes: Attributes = None, context: Context | None = None) -> None:
         try:
+            if not amount >= 0:
+                self._refuse("negative or NaN")
+                return
             if attributes:
                 record = self._known.get((*attributes, *attributes.values())) or self._find(attributes)
             else:
@@ -110,7 +115,7 @@ class Counter(Recorder, metrics.Counter):
             self._again(amount, attributes, error)
 
     def _takes(self, amount: float) -> bool:
-        return 0 <= amount < inf
+        return 0 <= amount <= LARGEST
 
 
 class UpDownCounter(Recorder, metrics.UpDownCounter):
@@ -157,7 +162,7 @@ class Histogram(Recorder, metrics.Histogram):
 
     def record(self, amount: float, attributes: Attributes = None, context: Context | None = None) -> None:
         try:
-            if not 0 <= amount < inf:
+            if not 0 <= amount <= LARGEST:
                 self._refuse("negative or not finite")
                 return
             if attributes:
@@ -169,7 +174,7 @@ class Histogram(Recorder, metrics.Histogram):
             self._again(amount, attributes, error)
 
     def _takes(self, amount: float) -> bool:
-        return 0 <= amount < inf
+        return 0 <= amount <= LARGEST
 
 
 class Observable:
