@@ -34,9 +34,10 @@ bench: ## measure, each figure beside its peer
 frontend: ## rebuild the page's assets (needs node)
 	cd frontend && npm ci --no-audit --no-fund && npm run check && npm run build
 
-docs: ## renew docs/resource-types.md from the declarations in the code
+docs: ## renew the pages that are printed from declarations in the code
 	@scripts/venv.sh test,dev
 	$(BIN)/python scripts/resource_types.py > docs/resource-types.md
+	$(BIN)/python scripts/names.py
 
 screenshot: ## renew the README's picture from the running demo (needs chromium)
 	@scripts/venv.sh test,dev
