@@ -182,6 +182,7 @@ def test_everything_that_the_shop_uses_is_found(demo: Demo) -> None:
         "file_handle",
         "host",
         "limiter",  # the threads of the web framework
+        "http_server",
         "message_broker",
     }
 

@@ -151,7 +151,7 @@ def test_debians_prometheus(prometheus: Start, target: Target) -> None:
         check(real, "default")
         assert target.answered["plain"].startswith("text/plain; version=0.0.4")
         assert target.answered["default"].startswith("application/openmetrics-text; version=1.0.0")
-        assert values(real, 'orders_created{job="default"}') == []
+        assert values(real, 'orders_created{job="plain"}') == []
         assert values(real, 'jobs_created{job="default"}') == [1_700_000_000.25]
         assert values(real, 'pool_size{job="default"}') == [1]
         until(lambda: values(real, "served") == [5])

@@ -56,10 +56,20 @@ class MetricsServer:
             self._loop.run_forever()
         finally:
             server.close()
-            for connection in list(self.connections):
-                connection.abort()
-            self._loop.run_until_complete(_settle())
+            self._loop.run_until_complete(self._end())
             self._loop.close()
+
+    async def _end(self) -> None:
+        for _ in range(3):  # what was accepted this instant becomes a connection first
+            await asyncio.sleep(0)
+        for connection in list(self.connections):
+            connection.abort()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        for _ in range(2):
+            await asyncio.sleep(0)
 
     def close(self) -> None:
         """Stop listening and end the thread, within a second."""
@@ -81,15 +91,6 @@ class MetricsServer:
 
 
 _ABANDONED: list[MetricsServer] = []
-
-
-async def _settle() -> None:
-    """Let cancelled answers end."""
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
-    await asyncio.sleep(0)
 
 
 def _listen(host: str, port: int) -> socket.socket:
