@@ -37,6 +37,7 @@ from uno.core.monitoring.sampler import Sampler, running_loop
 from uno.core.monitoring.series import STATS, Batch, SeriesStore
 from uno.core.monitoring.thresholds import AlertLevel, Threshold
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
+from uno.core.monitoring.workers.wiring import WorkerSharing
 from uno.core.resources import Resource, ResourceManager
 from uno.core.resources.errors import near
 
@@ -68,6 +69,9 @@ class ResourceMonitor:
     interval, at most 5) bounds one collection. ``history`` keeps the samples; by default an hour second by second
     and a week in five minutes, in memory. ``discover=True`` is ``discover_all_resources()`` at the start.
 
+    The workers of one service show their numbers together (docs/workers.md); ``workers=False`` keeps this process
+    alone, a directory says that all who name it belong together.
+
     start() and stop() may be called repeatedly, from any thread, inside and outside of an event loop; the monitor is
     also a context manager.
     """
@@ -81,6 +85,7 @@ class ResourceMonitor:
         history: History | None = None,
         discover: bool = False,
         service: str | None = None,
+        workers: str | os.PathLike[str] | bool | None = None,
     ) -> None:
         if not (_is_number(interval) and 0.01 <= interval <= 3600):
             raise ValueError(f"interval is 0.01 to 3600 seconds, not {interval!r}")
@@ -99,6 +104,7 @@ class ResourceMonitor:
         self.clock = Clock()
         self.started = self.clock.now()
         self.store = SeriesStore()
+        self.sharing = WorkerSharing(self.store, workers, self.service)
         self.alerts = AlertBook(self.store, interval=self.interval)
         self.health = HealthBook(interval=self.interval, ping_interval=PING_SECONDS)
         self.detector: AnomalyDetector | None = None
@@ -141,6 +147,11 @@ class ResourceMonitor:
         return self._sampler.running
 
     @property
+    def view(self) -> SeriesStore:
+        """What is shown: the series of all workers of the service, else those of this process."""
+        return self.sharing.view
+
+    @property
     def history(self) -> History:
         """Where the samples are kept."""
         if self._history is None:
@@ -161,6 +172,7 @@ class ResourceMonitor:
             self._install_hooks()  # at once: what the application does next is seen
             if self._discover:
                 self.discover_all_resources()
+            self.sharing.join(self.stop, self.history)
             self._sampler.start()
             atexit.register(self.stop)
 
@@ -186,6 +198,7 @@ class ResourceMonitor:
                     self.store.tick(self.clock.now())
                 finally:
                     self._tick_lock.release()
+            self.sharing.leave()
             for resource in [r for r in self._built_in if isinstance(r.target, LoopTarget)]:
                 if resource in self.manager:
                     self.manager.unregister(resource)
@@ -592,7 +605,9 @@ class ResourceMonitor:
             self._aliases.feed()
             self._watch_self()
             frame = self.store.tick(now)
-            self._guarded("history", partial(self.history.append, frame))
+            shown = self._guarded("sharing with other workers", partial(self.sharing.tick, frame))
+            if shown is not None:
+                self._guarded("history", partial(self.history.append, shown))
             resources = {resource.id: resource.type for resource in self.manager}
             changes = self.alerts.evaluate(frame, resources, self._explain)
             if self._anomalies is not None:
@@ -621,8 +636,11 @@ class ResourceMonitor:
         return result
 
     def freeze(self) -> None:
-        """Freeze what the application recorded, touching no resource; for readers while the monitor does not run."""
-        if not self.running and self._tick_lock.acquire(timeout=0.1):
+        """Bring what is shown to this moment as far as memory tells, touching no resource: what the application
+        recorded while the monitor does not run, the totals of other workers while it does."""
+        if self.running:
+            self.sharing.refresh(self.clock.now())
+        elif self._tick_lock.acquire(timeout=0.1):
             try:
                 self.store.tick(self.clock.now())
             finally:
@@ -703,7 +721,9 @@ class ResourceMonitor:
         self._built_in = [r for r in self._built_in if r in self.manager]
         for metric in self._metrics.values():
             metric.reinit_after_fork()
+        self.sharing.reinit_after_fork()
         if was_running:
+            self.sharing.join(self.stop, self.history)
             self._sampler.start()
 
 

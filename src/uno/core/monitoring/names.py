@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from uno.core.monitoring.metrics import Spec
+from uno.core.monitoring.metrics import Merge, Spec
 
 _STATE = "db.client.connection.state"
 
@@ -126,7 +126,22 @@ _TABLE: tuple[Spec, ...] = (
          "{observation}", ("metric",), "Refused"),
 )  # fmt: skip
 
-STANDARD = {spec.name: spec for spec in _TABLE}
+#: Gauges that are not added up over the workers of a service: what is worst tells, and what a broker counts is the
+#: same for all who ask it.
+_MERGED: dict[str, Merge] = {
+    "uno.resource.utilization": "max",
+    "uno.db.client.connection.oldest_use": "max",
+    "uno.http.client.error_ratio": "max",
+    "task_queue.oldest_age": "max",
+    "messaging.destination.depth": "max",
+    "messaging.consumer.count": "max",
+    "messaging.client.connection.up": "min",
+    "process.uptime": "max",
+    "uno.asyncio.loop.blocked": "max",
+    "uno.monitor.tick.duration": "max",
+}
+
+STANDARD = {spec.name: spec._replace(merge=_MERGED.get(spec.name, "sum")) for spec in _TABLE}
 
 #: Families that say what is, rather than how much: the exposition makes them.
 STATES = ("uno_resource_info", "uno_resource_health", "uno_alert")

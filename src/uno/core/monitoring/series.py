@@ -189,6 +189,8 @@ class SeriesStore:
         self._said_full: set[tuple[str, str]] = set()
         self._mask: Any = None
         self._mask_version = -1
+        #: Called for each series that has come, and for one whose cell is another now.
+        self.joined: Callable[[Series], None] | None = None
 
     # -- what there is ---------------------------------------------------------------------------------
 
@@ -220,6 +222,8 @@ class SeriesStore:
             if present is not None:
                 if present.cell is not cell:
                     self._put_cell(present, cell)
+                    if self.joined is not None:
+                        self.joined(present)
                 return present
             if len(self._series) >= self._max:
                 self.refused += 1
@@ -247,6 +251,8 @@ class SeriesStore:
             if spec.kind == "histogram":
                 self._histograms = [*self._histograms, series]
             self.version += 1
+            if self.joined is not None:
+                self.joined(series)
             return series
 
     def attach(self, resource: str, metric: Metric[Any]) -> None:

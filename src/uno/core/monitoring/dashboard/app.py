@@ -204,12 +204,12 @@ class Dashboard:
     async def _encoded_snapshot(self) -> bytes:
         """The snapshot as JSON, made once for all that ask within one tick."""
         monitor = self._monitor
-        frame = monitor.store.frame
+        frame = monitor.view.frame
         key = (
             None if frame is None else frame.seq,
             monitor.running,
             len(monitor.manager),
-            monitor.store.version,
+            monitor.view.version,
         )
         made = self._snapshot
         if made is not None and made[0] == key and monotonic() - made[1] < FRESH:

@@ -131,7 +131,7 @@ class Cards:
             resources.append(self.card(resource, now, levels, axis, by_resource.get(resource.id, [])))
             yield
         resources.sort(key=lambda card: (-SERVER_RANK[card["level"]], card["type"], card["name"]))
-        frame = monitor.store.frame
+        frame = monitor.view.frame
         return {
             "version": __version__,
             "service": monitor.service,
@@ -154,7 +154,7 @@ class Cards:
     def tick(self) -> dict[str, Any]:
         """What changes with a tick, without "added" and "removed"."""
         monitor, now = self.monitor, self.moment()
-        frame, levels = monitor.store.frame, monitor.alerts.firing()
+        frame, levels = monitor.view.frame, monitor.alerts.firing()
         resources: dict[str, Any] = {}
         judged = []
         for resource in monitor.manager:
@@ -188,7 +188,7 @@ class Cards:
         alerts: list[str],
     ) -> dict[str, Any]:
         """One resource of the snapshot."""
-        frame = self.monitor.store.frame
+        frame = self.monitor.view.frame
         health = self.monitor.health.health(resource.id, now)
         figures = self.figures(resource)
         running = self.monitor.running
@@ -218,14 +218,14 @@ class Cards:
 
     def moment(self) -> float:
         """As of when the state is told: now, or the last tick when the monitor does not run."""
-        frame = self.monitor.store.frame
+        frame = self.monitor.view.frame
         if frame is not None and not self.monitor.running:
             return frame.time
         return self.monitor.clock.now()
 
     def ticks(self) -> NDArray[np.float64]:
         """The times of the last ticks, oldest first."""
-        frame, interval = self.monitor.store.frame, self.monitor.interval
+        frame, interval = self.monitor.view.frame, self.monitor.interval
         end = 0.0 if frame is None else frame.time
         return self._times(end - (SPARK_TICKS + 1) * interval, end)[-SPARK_TICKS:]
 
@@ -246,7 +246,7 @@ class Cards:
         """When the monitor ticked: its own series has a value at each tick."""
         import numpy as np
 
-        found = self.monitor.store.select(SELF, "uno.monitor.tick.duration")
+        found = self.monitor.view.select(SELF, "uno.monitor.tick.duration")
         if not found:
             return np.empty(0)
         return self.monitor.history.range(found[0], "value", start, end, points).times
@@ -255,7 +255,7 @@ class Cards:
 
     def figures(self, resource: Resource) -> list[Figure]:
         """The figures of a card, the first one with a chart; made anew when series come or go."""
-        store = self.monitor.store
+        store = self.monitor.view
         if self._plans[0] != store.version:
             self._plans = (store.version, {})
         plans = self._plans[1]
@@ -349,7 +349,7 @@ class Cards:
 
     def alert(self, alert: Alert) -> dict[str, Any]:
         """One alert with the words and the unit of its metric."""
-        found = self.monitor.store.select(alert.resource, alert.metric)
+        found = self.monitor.view.select(alert.resource, alert.metric)
         spec = found[0].metric if found else STANDARD.get(alert.metric)
         unit = "" if spec is None else spec.unit + ("/s" if spec.kind == "counter" else "")
         return {
@@ -364,14 +364,14 @@ class Cards:
     def cost(self) -> dict[str, Any]:
         """What monitoring itself uses."""
         monitor = self.monitor
-        frame, stats = monitor.store.frame, monitor.history.stats()
+        frame, stats = monitor.view.frame, monitor.history.stats()
         reach = (
             None if frame is None or stats.oldest is None else round(max(0.0, frame.time - stats.oldest), 1)
         )
         return {
             "cpu_ratio": short(monitor.cpu_ratio()),
             "tick_seconds": short(monitor.tick_seconds),
-            "series": len(monitor.store),
+            "series": len(monitor.view),
             "history_bytes": stats.bytes,
             "retention_seconds": reach,
         }
@@ -381,7 +381,7 @@ class Cards:
         n = len(judged)
         if not n:
             return {"level": "unknown", "text": "Nothing is monitored yet."}
-        if self.monitor.store.frame is None:
+        if self.monitor.view.frame is None:
             waits = (
                 "Waiting for the first tick." if self.monitor.running else "The monitor has not been started."
             )

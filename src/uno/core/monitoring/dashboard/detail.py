@@ -44,7 +44,7 @@ def resource(cards: Cards, id: str | None) -> Steps:
     detail = cards.card(found, now, levels, cards.ticks(), [alert["id"] for alert in active])
     yield
     by_metric: dict[str, list[Series]] = {}
-    for series in monitor.store.select(found.id):
+    for series in monitor.view.select(found.id):
         by_metric.setdefault(series.metric.name, []).append(series)
     metrics = []
     for series_of in by_metric.values():
@@ -72,7 +72,7 @@ def resource(cards: Cards, id: str | None) -> Steps:
 
 
 def _metric(cards: Cards, resource: Resource, found: list[Series]) -> dict[str, Any]:
-    spec, store = found[0].metric, cards.monitor.store
+    spec, store = found[0].metric, cards.monitor.view
     lines = []
     for series in found[:MAX_SERIES]:
         stats = store.stats(series)
@@ -174,9 +174,9 @@ def series(cards: Cards, query: dict[str, str]) -> Steps:
     found = find(cards, query.get("resource"))
     metric = query.get("metric", "")
     name = resolve(metric, found.type)
-    chosen = monitor.store.select(found.id, name)
+    chosen = monitor.view.select(found.id, name)
     if not chosen:
-        known = sorted({s.metric.name for s in monitor.store.select(found.id)})
+        known = sorted({s.metric.name for s in monitor.view.select(found.id)})
         raise HTTPError(
             404, f"{found.id!r} has no metric {metric!r}. It has {', '.join(known) or 'none yet'}."
         )

@@ -140,7 +140,7 @@ class Stream:
                 self._beating.add(viewer.loop)
                 viewer.loop.call_later(BEAT, self._beat, viewer.loop)
             begin = b"retry: %d\n\n" % RETRY
-            if self._cards.monitor.store.frame is None:
+            if self._cards.monitor.view.frame is None:
                 return begin
             seq = self._encode()
             last = int(last_id) if last_id.isdecimal() and len(last_id) < 18 else None
@@ -189,7 +189,7 @@ class Stream:
 
     def _encode(self) -> int:
         """Encode the present tick unless that was done; returns its number."""
-        frame = self._cards.monitor.store.frame
+        frame = self._cards.monitor.view.frame
         seq = 0 if frame is None else frame.seq
         if seq != self._seq:
             tick = self._cards.tick()

@@ -37,7 +37,7 @@ def build_report(
     resources = _chosen(monitor, resource_type, resource_id)
     since, until = clock.moment(start.timestamp()), clock.moment(end.timestamp())
 
-    wanted = [(r, s, _levels(monitor, r, s)) for r in resources for s in monitor.store.select(r.id)]
+    wanted = [(r, s, _levels(monitor, r, s)) for r in resources for s in monitor.view.select(r.id)]
     told = monitor.history.summaries([(series, levels) for _, series, levels in wanted], since, until)
     active = monitor.alerts.active()
     present = {(a.resource, a.metric, *a.labels.values()): a.level for a in active if a.state == "firing"}
