@@ -410,8 +410,12 @@ def _bounds(name: str, buckets: object) -> tuple[float, ...]:
 
 def metric_of(spec: Spec) -> Counter | Gauge | Histogram:
     """A metric with the definition ``spec``."""
-    make: type[Counter] | type[Gauge] | type[Histogram]
-    make = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}[spec.kind]  # type: ignore[assignment]
+    make: type[Counter] | type[Histogram]
+    if spec.kind == "gauge":
+        return Gauge(
+            spec.name, spec.description, spec.labels, unit=spec.unit, title=spec.title, merge=spec.merge
+        )
+    make = Counter if spec.kind == "counter" else Histogram
     return make(spec.name, spec.description, spec.labels, unit=spec.unit, title=spec.title)
 
 

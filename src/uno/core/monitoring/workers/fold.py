@@ -20,6 +20,7 @@ from uno.core.monitoring.metrics import Spec
 from uno.core.monitoring.workers.shard import (
     GONE,
     KNOWN,
+    MAX_BYTES,
     Header,
     ShardReader,
     ShardWriter,
@@ -87,14 +88,14 @@ class Index:
             elif record[0] == "s":
                 _, number, resource, labels, slot, created = record
                 spec, merge, bounds = self._specs[number]
-                if len(labels) != len(spec.labels) or not isinstance(slot, int) or slot < 0:
+                if len(labels) != len(spec.labels) or not isinstance(slot, int) or not 0 <= slot < MAX_BYTES:
                     raise ValueError("labels do not fit")
                 return Definition(
                     str(resource), spec, tuple(map(str, labels)), slot, float(created), merge, bounds
                 )
             elif record[0] == "f":
                 self.folded, self.sum = frozenset(map(str, record[1])), int(record[2])
-        except (TypeError, KeyError, IndexError, ValueError) as error:
+        except (TypeError, KeyError, IndexError, ValueError, OverflowError) as error:
             raise ValueError(f"a record makes no sense ({type(error).__name__})") from None
         return None
 

@@ -47,6 +47,7 @@ class _Block(NamedTuple):
     place: Place
     series: Series
     cell: Any
+    private: bool
 
 
 class _Column(NamedTuple):
@@ -78,7 +79,7 @@ class Member:
         self._written: dict[int, int] = {}  # the count that a histogram's block has, by its slot
         self._columns: list[_Column] = []
         self._version = -1
-        self._full = False
+        self._rest: ShardWriter | None = None
         self._closed = False
         self._pid = os.getpid()
         self._base = self._directory = -1
@@ -156,16 +157,23 @@ class Member:
         """Give a series its place; called whenever the store takes one, or another cell for it. Never raises."""
         if self._closed:
             return
-        try:
-            with self._lock:
+        with self._lock:
+            try:
                 self._add(series)
-        except OSError as error:
-            if not self._full:
-                self._full = True
-                log.warning(
-                    "the shard of this worker cannot grow (%s): new series are not seen by the other workers",
-                    error.strerror or error,
-                )
+            except OSError as error:
+                reason = error.strerror or error
+                self.say("full", f"the shard cannot grow ({reason}): the other workers do not see new series")
+                with contextlib.suppress(OSError):
+                    self._go_private()
+                    self._add(series)
+
+    def _go_private(self) -> None:
+        """The disk is full: keep what comes from here on where this worker alone sees it."""
+        if self._rest is not None or not hasattr(os, "memfd_create"):
+            raise OSError("there is no more room")
+        self._rest = ShardWriter(os.memfd_create("uno-worker", os.MFD_CLOEXEC), self.header)
+        self._specs = {}
+        self.merged.add_private(self._rest.fd)
 
     def _add(self, series: Series) -> None:
         spec, cell = series.metric, series.cell
@@ -178,16 +186,19 @@ class Member:
         if known is not None:  # what the former cell counted stays in the total
             known.place.view[known.place.at] = GONE
         shared = self._counters.get(id(cell)) if isinstance(cell, CounterCell) else None
+        if shared is not None and shared.private != (self._rest is not None):
+            shared = None
+        writer = self._rest or self._writer
         bounds, merge = bounds_of(cell), merge_of(spec)
         half = len(bounds) + 2
         if shared is not None:  # a cell that goes by two names
             place = shared.place
         else:
-            place = self._writer.allocate(2 + 2 * half if spec.kind == "histogram" else 2)
-        number = self._number_of(spec, merge, bounds)
+            place = writer.allocate(2 + 2 * half if spec.kind == "histogram" else 2)
+        number = self._number_of(writer, spec, merge, bounds)
         created = float(getattr(cell, "created", 0.0)) or self.header.created
-        self._writer.define(["s", number, series.resource, series.labels, place.slot, created])
-        block = self._blocks[key] = _Block(place, series, cell)
+        writer.define(["s", number, series.resource, series.labels, place.slot, created])
+        block = self._blocks[key] = _Block(place, series, cell, self._rest is not None)
         if isinstance(cell, CounterCell):
             self._counters[id(cell)] = block
             map_counter(cell, place.view, place.at + 1)
@@ -195,12 +206,12 @@ class Member:
         else:
             place.view[place.at] = KNOWN
 
-    def _number_of(self, spec: Spec, merge: str, bounds: tuple[float, ...]) -> int:
+    def _number_of(self, writer: ShardWriter, spec: Spec, merge: str, bounds: tuple[float, ...]) -> int:
         what = (spec, merge, bounds)
         number = self._specs.get(what)
         if number is None:
             number = len(self._specs)
-            self._writer.define(spec_record(number, spec, merge, bounds))
+            writer.define(spec_record(number, spec, merge, bounds))
             self._specs[what] = number
         return number
 
@@ -365,8 +376,10 @@ class Member:
         Mapping.end(self)
         self.merged.close()
         self._columns.clear()
-        with contextlib.suppress(OSError):
-            self._writer.close()
+        for writer in (self._writer, self._rest):
+            if writer is not None:
+                with contextlib.suppress(OSError):
+                    writer.close()
         with contextlib.suppress(OSError):
             self._close_directories()
 
@@ -376,6 +389,8 @@ class Member:
         self._closed = True
         self._lock = threading.RLock()
         self._writer.reinit_after_fork()
+        if self._rest is not None:
+            self._rest.reinit_after_fork()
         self.merged.reinit_after_fork()
         self._let_go()
 

@@ -78,6 +78,7 @@ class MergedStore(SeriesStore):
         self._directory, self._own, self._say = directory, own, say
         self._shards: dict[str, _Shard] = {}
         self._dead: _Shard | None = None
+        self._private: _Shard | None = None
         self._dead_is: tuple[int, ...] | None = None
         self._entries: dict[tuple[Any, ...], _Entry] = {}
         self._scalars: list[_Entry] = []
@@ -118,6 +119,10 @@ class MergedStore(SeriesStore):
     def workers(self) -> int:
         """How many workers live."""
         return sum(shard.living for shard in list(self._shards.values()))
+
+    def add_private(self, fd: int) -> None:
+        """Read another shard of this worker, which the others do not see."""
+        self._private = _Shard("memory", fd, ShardReader(fd, keep=True), 0, living=True)
 
     @property
     def lock(self) -> threading.RLock:
@@ -358,6 +363,8 @@ class MergedStore(SeriesStore):
     def _counted(self) -> list[_Shard]:
         folded = self._dead.index.folded if self._dead is not None else frozenset()
         shards = [shard for shard in self._shards.values() if shard.id not in folded]
+        if self._private is not None:
+            shards.append(self._private)
         if self._dead is not None:
             shards.append(self._dead)
         return shards
@@ -515,7 +522,9 @@ class MergedStore(SeriesStore):
         with self._lock:
             found: dict[Series, Sketch] = {}
             tops: dict[Series, float] = {}
+            self.look()
             for shard in self._shards.values():
+                self._poll(shard)
                 for content in shard.reader.ring():
                     for slot, top, counts in decode_sketches(content):
                         entry = shard.blocks.get(slot)

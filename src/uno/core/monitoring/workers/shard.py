@@ -119,7 +119,7 @@ def decode_records(data: bytes, at: int = 0) -> tuple[list[Any], int]:
             if len(text) != length or zlib.crc32(text) != crc:
                 raise ValueError
             record = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             error = ShardError("a record of the index is damaged")
             error.found, error.at = found, at  # type: ignore[attr-defined]
             raise error from None
@@ -271,13 +271,13 @@ class ShardReader:
     def view(self) -> memoryview[float] | None:
         """All of the file as float64, None when it has become shorter than it was: not to be touched then."""
         size = os.fstat(self.fd).st_size
-        if size < self._size:
+        whole = size - size % PAGE
+        if size < self._size or not whole:
             self.problem = "it was cut off"
             return None
         if size > self._size:
             if self._keep is not None:
                 self._keep.append(self._view)
-            whole = size - size % PAGE
             mapped = mmap.mmap(self.fd, whole, prot=mmap.PROT_READ)
             self._view = memoryview(mapped).cast("d")
             self._size = size
@@ -300,6 +300,8 @@ class ShardReader:
         found: list[Any] = []
         try:
             self._find_segments()  # before the records: what has a successor is written no more
+            if not self._segments:
+                raise ShardError("it was cut off")
             while self._reading < len(self._segments):
                 kind, offset, length = self._segments[self._reading]
                 if kind == INDEX:
