@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -306,17 +307,31 @@ def test_a_full_disk_is_told_and_monitoring_goes_on(tmp_path: Path) -> None:
     assert worker.scrape()["paid"] == 1
     worker.leave()
     assert "shows its own numbers only" in worker.said
-    # later: what is there already goes on, new series are the worker's own
-    program = PROGRAM.replace(
-        "monitor.tick()\n", "monitor.tick()\nimport resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n", 1
-    )
-    worker = Worker(tmp_path, program)
-    worker.do("[orders.labels(str(n)).inc() for n in range(900)]")
-    worker.do("inc()")
-    worker.do("monitor.tick()")
-    assert worker.scrape()["paid"] == 1
-    worker.leave()
-    assert "cannot grow" in worker.said
+
+
+def test_a_disk_that_fills_up_keeps_what_is_new_to_the_worker_itself(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(disk)]
+    if os.getuid() != 0 or not shutil.which("mount") or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("a file system of its own can be made by root only")
+    try:
+        one = Worker(disk)
+        one.do("[orders.labels(str(n)).inc() for n in range(900)]")
+        one.do("[inc(), wait.observe(0.5)]")
+        one.do("monitor.tick()")
+        found = one.scrape()
+        assert (found["paid"], found["wait_count"], found['orders{kind="899"}']) == (1, 1, 1)
+        two = Worker(disk)  # there is no room for another shard
+        two.do("inc(5)")
+        two.do("monitor.tick()")
+        assert two.scrape()["paid"] == 5
+        two.leave()
+        assert "shows its own numbers only" in two.said
+        one.leave()
+        assert "cannot grow" in one.said
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_shard_that_is_taken_away_is_made_anew(team: Callable[..., Worker], tmp_path: Path) -> None:
