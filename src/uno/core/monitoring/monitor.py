@@ -721,7 +721,7 @@ class ResourceMonitor:
         self._built_in = [r for r in self._built_in if r in self.manager]
         for metric in self._metrics.values():
             metric.reinit_after_fork()
-        self.sharing.reinit_after_fork()
+        self.sharing.reinit_after_fork(was_running=was_running)
         if was_running:
             self.sharing.join(self.stop, self.history)
             self._sampler.start()

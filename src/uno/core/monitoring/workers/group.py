@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 import sys
 from typing import NamedTuple
 
@@ -160,8 +161,6 @@ def open_own(name: str, *, at: int | None = None, create: bool = True) -> int:
 
 
 def _is_link(name: str, at: int) -> bool:
-    import stat
-
     try:
         return stat.S_ISLNK(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode)
     except OSError:
@@ -170,8 +169,6 @@ def _is_link(name: str, at: int) -> bool:
 
 def open_shard(name: str, directory: int) -> int:
     """Open another worker's file. RefusedError when it is not a file of this user's own."""
-    import stat
-
     # Never a FIFO that makes the caller wait, never a link.
     fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=directory)
     found = os.fstat(fd)

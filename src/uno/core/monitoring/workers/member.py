@@ -65,10 +65,12 @@ class LostError(OSError):
 class Member:
     """One worker's part. OSError where it cannot be.
 
-    ``seed`` is what was shown before: its series keep their columns.
+    ``seed`` is what was shown before: its series keep their columns. ``keep_for`` is the process that will want what
+    was counted even when nobody else is there any more, as long as it lives; 0 when there is none.
     """
 
-    def __init__(self, key: Key, store: SeriesStore, seed: SeriesStore) -> None:
+    def __init__(self, key: Key, store: SeriesStore, seed: SeriesStore, *, keep_for: int = 0) -> None:
+        self._keep_for = keep_for
         self.key, self._store = key, store
         self._lock = threading.RLock()
         self._said: set[str] = set()
@@ -364,7 +366,8 @@ class Member:
         names = {n for n in os.listdir(self._directory) if n.endswith(".shard") and n != DEAD}
         if os.fstat(self._writer.fd).st_nlink == 0:
             return
-        if names <= {self._name, *(name for name, _ in gone)}:
+        waited_for = self._keep_for > 1 and os.getppid() == self._keep_for
+        if names <= {self._name, *(name for name, _ in gone)} and not waited_for:
             _remove(self._base, self.key.name, self._directory)
             _remove_base(self.key.base, self._base)
             return

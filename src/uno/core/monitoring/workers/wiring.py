@@ -61,12 +61,13 @@ class WorkerSharing:
         )
         self._stop: Callable[[], None] | None = None
         self._failed = False
+        self._forked_from = 0  # a process that monitors too, and will join its children's group
 
     @property
     def view(self) -> SeriesStore:
         """What readers read: the store of all workers, or that of this process."""
         member = self._member
-        if member is not None and member.merged.frame is not None:
+        if member is not None:
             return member.merged
         return self._left or self._store
 
@@ -88,6 +89,9 @@ class WorkerSharing:
 
     def _join(self, stop: Callable[[], None]) -> None:
         self._stop, self._failed = stop, False
+        # Now, and never in the monitor's thread: a child that is forked in the middle of an import waits for ever.
+        import uno.core.monitoring.workers.member  # noqa: F401
+
         if not locks.AVAILABLE:
             if self._given is not None or _started_by_multiprocessing():
                 log.warning(
@@ -98,7 +102,8 @@ class WorkerSharing:
         if self._key is None:  # a forked child of a worker has its parent's
             self._key = self._find_key()
         if self._key is not None:
-            self._enter(self._key)
+            self._member = self._enter(self._key)
+            self._stop_with_process()
 
     def _find_key(self) -> Key | None:
         if self._given is not None:
@@ -123,17 +128,16 @@ class WorkerSharing:
                 del taken[self._place]
             self._place = None
 
-    def _enter(self, key: Key) -> None:
+    def _enter(self, key: Key) -> Member | None:
         from uno.core.monitoring.workers.member import Member
 
         try:
-            self._member = Member(key, self._store, self._left or self._store)
+            return Member(key, self._store, self._left or self._store, keep_for=self._forked_from)
         except OSError as error:
             self._failed = True
             reason = error.strerror or str(error)
             log.warning("this worker shows its own numbers only, it cannot share with the others: %s", reason)
-            return
-        self._stop_with_process()
+            return None
 
     def _stop_with_process(self) -> None:
         """multiprocessing ends its children without atexit."""
@@ -145,10 +149,12 @@ class WorkerSharing:
         """Share this process' frame; returns that of all workers."""
         member = self._member
         if member is None:
-            if not self._lead():
+            member = self._lead()
+            if member is None:
                 return frame
-            member = self._member
-            assert member is not None
+            merged = member.tick(frame)
+            self._member = member  # from here on readers see it
+            return merged
         from uno.core.monitoring.workers.member import LostError, restart
 
         try:
@@ -156,22 +162,19 @@ class WorkerSharing:
         except LostError:
             log.warning("the shard of this worker was taken away: what it counts from now on is in a new one")
             member.abandon()
-            self._member, self._left = None, member.merged
+            self._left = member.merged
             restart(self._store)
-            self._enter(member.key)
+            self._member = self._enter(member.key)
             raise
 
-    def _lead(self) -> bool:
+    def _lead(self) -> Member | None:
         """Whether children of this process share by now: then it does so too, as the parent of a group."""
         if self._off or self._failed or self._place is None or self._given is not None:
-            return False
+            return None
         if "multiprocessing.process" not in sys.modules and not _FORKED:
-            return False
+            return None
         key = self._key_below(os.getpid())
-        if not os.path.isdir(os.path.join(*key)):
-            return False
-        self._enter(key)
-        return self._member is not None
+        return self._enter(key) if os.path.isdir(os.path.join(*key)) else None
 
     def refresh(self, now: float) -> None:
         """Bring the totals of all workers to this moment, for a reader."""
@@ -188,8 +191,9 @@ class WorkerSharing:
             self._left = member.merged if member.merged.frame is not None else self._left
         self._leave_place()
 
-    def reinit_after_fork(self) -> None:
+    def reinit_after_fork(self, *, was_running: bool) -> None:
         """In a forked child: let go of the parent's shard, and count from zero."""
+        self._forked_from = os.getppid() if was_running else 0
         locks.reinit_after_fork()
         type(self)._places_lock = threading.Lock()
         if self._off or not locks.AVAILABLE:
