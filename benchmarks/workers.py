@@ -129,7 +129,12 @@ def _compare(sides: list[list[_Worker]], place: str) -> None:
     assert sides[0][0].do("value(scrape(), 'many')") == [expected, SERIES]
     assert sides[1][0].do("value(scrape(), 'hits_total')") == [expected, SERIES]
     ours, theirs = _scrapes(sides)
-    line(f"scrape of 4 workers x {SERIES:,} series", f"{ours * 1e3:.1f} ms", ">= 15 x", _beside(ours, theirs, 1e3, "ms"))
+    line(
+        f"scrape of 4 workers x {SERIES:,} series",
+        f"{ours * 1e3:.1f} ms",
+        ">= 15 x",
+        _beside(ours, theirs, 1e3, "ms"),
+    )
 
     dead = 100
     few = many.replace("SERIES", "1000")
@@ -145,8 +150,15 @@ def _compare(sides: list[list[_Worker]], place: str) -> None:
     assert sides[0][1].do("value(scrape(), 'many')")[0] == expected
     assert sides[1][1].do("value(scrape(), 'hits_total')")[0] == expected
     ours, theirs = _scrapes(sides)
-    line(f"  the same with {dead} x 1,000 of dead workers", f"{ours * 1e3:.1f} ms", "", _beside(ours, theirs, 1e3, "ms"))
-    files = [sum(len(names) for _, _, names in os.walk(os.path.join(place, name))) for name in ("ours", "theirs")]
+    line(
+        f"  the same with {dead} x 1,000 of dead workers",
+        f"{ours * 1e3:.1f} ms",
+        "",
+        _beside(ours, theirs, 1e3, "ms"),
+    )
+    files = [
+        sum(len(names) for _, _, names in os.walk(os.path.join(place, name))) for name in ("ours", "theirs")
+    ]
     line("  files", str(files[0] - 1), "<= 5", f"prometheus_client {files[1]}")  # without the lock
 
 

@@ -9,9 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,6 +27,7 @@ orders = monitor.add_metric("shop", Counter("orders", labels=["kind"]))
 paid = monitor.add_metric("shop", Counter("paid"))
 inc = paid.inc  # kept from before it knows of other workers
 wait = monitor.add_metric("shop", Histogram("wait", buckets=[1, 2]))
+size = monitor.add_metric("shop", Histogram("size", buckets=None, native=True))
 depth = monitor.add_metric("shop", Gauge("depth"))
 worst = monitor.add_metric("shop", Gauge("worst", merge="max"))
 least = monitor.add_metric("shop", Gauge("least", merge="min"))
@@ -38,7 +37,8 @@ monitor.start()
 monitor.tick()
 def scrape():
     lines = [line.rsplit(" ", 1) for line in exporter.render().decode().splitlines() if line[0] != "#"]
-    return {name.replace('resource="shop",', "").replace('{resource="shop"}', ""): float(value) for name, value in lines}
+    plain = lambda name: name.replace('resource="shop",', "").replace('{resource="shop"}', "")
+    return {plain(name): float(value) for name, value in lines}
 for line in sys.stdin:
     try:
         answer = eval(line)
@@ -117,8 +117,9 @@ def test_counters_histograms_and_gauges_of_all(team: Callable[..., Worker], tmp_
     workers = [team() for _ in range(3)]
     for n, worker in enumerate(workers, 1):
         worker.do(f"orders.labels('a').inc({n})")
-        worker.do("orders.labels(str(%d)).inc()" % n)
+        worker.do(f"orders.labels(str({n})).inc()")
         worker.do("inc(0.1)")
+        worker.do("[size.observe(x) for x in (1, 3, 1000)]")
         worker.do(f"[wait.observe(x) for x in (0.5, {n})]")
         worker.do(f"[g.set({n}) for g in (depth, worst, least, each)]")
     # counters are there at once, whoever is asked
@@ -137,14 +138,24 @@ def test_counters_histograms_and_gauges_of_all(team: Callable[..., Worker], tmp_
         'wait_bucket{le="1.0"}': 4, 'wait_bucket{le="2.0"}': 5, 'wait_bucket{le="+Inf"}': 6,
         "wait_sum": 7.5, "wait_count": 6,
     }  # fmt: skip
+    native = (
+        "[[n.zero_count, n.positive] for n in [next(d for s, d in monitor.view.frame.histograms.items() "
+        "if s.metric.name == 'size').native]]"
+    )
+    assert workers[0].do(native) == [[0, {"0": 3, "51": 3, "319": 3}]]
     assert shards(tmp_path) == ["0.shard", "1.shard", "2.shard"]
+    workers.pop().kill()
+    workers[0].do("monitor.tick()")
+    assert workers[0].do(native) == [[0, {"0": 3, "51": 3, "319": 3}]]
     for worker in workers:
         worker.leave()
         assert worker.said == ""
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_dead_keep_what_they_counted_and_lose_their_gauges(team: Callable[..., Worker], tmp_path: Path) -> None:
+def test_the_dead_keep_what_they_counted_and_lose_their_gauges(
+    team: Callable[..., Worker], tmp_path: Path
+) -> None:
     one, two = team(), team()
     one.do("depth.set(1)")
     two.do("[orders.labels('a').inc(0.1) for _ in range(1000)]")
@@ -188,7 +199,9 @@ def test_one_who_leaves_hands_over(team: Callable[..., Worker], tmp_path: Path) 
     assert (found["paid"], found["wait_count"], found['orders{kind="b"}']) == (1, 1, 2)
 
 
-def test_a_crash_while_the_dead_are_folded_neither_loses_nor_doubles(team: Callable[..., Worker], tmp_path: Path) -> None:
+def test_a_crash_while_the_dead_are_folded_neither_loses_nor_doubles(
+    team: Callable[..., Worker], tmp_path: Path
+) -> None:
     for step in ("rename", "unlink"):
         one, two, three = team(), team(), team()
         for worker in (one, two, three):
@@ -218,7 +231,12 @@ def test_a_crash_while_the_dead_are_folded_neither_loses_nor_doubles(team: Calla
         (lambda path: path.write_bytes(b"x" * 100), "it is no shard"),
         (lambda path: path.write_bytes(b""), "the header is cut off"),
         (lambda path: os.truncate(path, 4096), "shard"),
-        (lambda path: path.write_bytes(path.read_bytes()[:4200] + b"\xff" * 300 + path.read_bytes()[4500:]), "damaged"),
+        (
+            lambda path: path.write_bytes(
+                path.read_bytes()[:4200] + b"\xff" * 300 + path.read_bytes()[4500:]
+            ),
+            "damaged",
+        ),
     ],
 )
 def test_a_corrupt_shard_is_told_and_left_out(
@@ -254,6 +272,16 @@ def test_a_corrupt_dead_shard_is_told_and_left_out(team: Callable[..., Worker], 
     assert "its numbers are damaged" in one.said
 
 
+def opened(path: Path) -> None:
+    path.mkdir()
+    path.chmod(0o777)
+
+
+def foreign(path: Path) -> None:
+    path.mkdir(mode=0o700)
+    os.chown(path, 12_345, 12_345)
+
+
 def test_directories_and_files_that_others_prepared_are_refused(tmp_path: Path) -> None:
     name = f"uno-workers-{os.getuid()}"
     elsewhere = tmp_path / "elsewhere"
@@ -261,10 +289,10 @@ def test_directories_and_files_that_others_prepared_are_refused(tmp_path: Path) 
     cases: dict[str, Callable[[Path], object]] = {
         "link": lambda path: path.symlink_to(elsewhere),
         "file": lambda path: path.write_text(""),
-        "open": lambda path: (path.mkdir(), path.chmod(0o777)),
+        "open": opened,
     }
     if os.getuid() == 0:
-        cases["foreign"] = lambda path: (path.mkdir(mode=0o700), os.chown(path, 12_345, 12_345))
+        cases["foreign"] = foreign
     for case, prepare in cases.items():
         group = tmp_path / case
         group.mkdir()
@@ -313,7 +341,11 @@ def test_a_disk_that_fills_up_keeps_what_is_new_to_the_worker_itself(tmp_path: P
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(disk)]
-    if os.getuid() != 0 or not shutil.which("mount") or subprocess.run(mount, check=False, capture_output=True).returncode:
+    if (
+        os.getuid() != 0
+        or not shutil.which("mount")
+        or subprocess.run(mount, check=False, capture_output=True).returncode
+    ):
         pytest.skip("a file system of its own can be made by root only")
     try:
         one = Worker(disk)
@@ -350,7 +382,9 @@ def test_a_shard_that_is_taken_away_is_made_anew(team: Callable[..., Worker], tm
 def test_a_series_that_all_workers_dropped_is_shown_no_more(team: Callable[..., Worker]) -> None:
     one, two = team(), team()
     for worker in (one, two):
-        worker.do("[monitor.manager.register(object(), id='x'), monitor.add_metric('x', Counter('gone')).inc()][1]")
+        worker.do(
+            "[monitor.manager.register(object(), id='x'), monitor.add_metric('x', Counter('gone')).inc()][1]"
+        )
         worker.do("monitor.tick()")
     assert one.scrape()['gone{resource="x"}'] == 2
     one.do("print(end=str(monitor.manager.unregister('x'))[:0])")
@@ -371,7 +405,9 @@ def test_reports_and_history_are_of_all(team: Callable[..., Worker]) -> None:
     for _ in range(3):
         two.do("monitor.tick()")
         one.do("monitor.tick()")
-    rows = one.do("[[r.metric, r.count, r.max] for r in monitor.generate_report(resource_id='shop').rows if r.metric == 'wait']")
+    rows = one.do(
+        "[[r.metric, r.count, r.max] for r in monitor.generate_report(resource_id='shop').rows if r.metric == 'wait']"
+    )
     assert rows == [["wait", 31, 1.5]]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -141,14 +142,10 @@ class Service:
     def stop(self) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(30)
-            except subprocess.TimeoutExpired:
-                pass
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait(30)
         self.said.close()
 
@@ -159,7 +156,9 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Service]]:
 
     def start(command: list[str], **environment: str) -> Service:
         port = free_port()
-        service = Service([text.replace("PORT", str(port)) for text in command], tmp_path, port, **environment)
+        service = Service(
+            [text.replace("PORT", str(port)) for text in command], tmp_path, port, **environment
+        )
         started.append(service)
         return service
 
@@ -191,7 +190,9 @@ def order(service: Service, times: int) -> set[int]:
     ],
     ids=["uvicorn", "gunicorn", "preload"],
 )
-def test_one_scrape_tells_of_all_whichever_worker_answers(serve: Callable[..., Service], command: list[str]) -> None:
+def test_one_scrape_tells_of_all_whichever_worker_answers(
+    serve: Callable[..., Service], command: list[str]
+) -> None:
     service = serve(command)
     service.ready()
     service.until(lambda: service.workers() >= 4)
@@ -289,7 +290,9 @@ def test_a_reload_starts_anew_and_leaves_nothing(serve: Callable[..., Service], 
     first = order(service, 5)
     service.until(lambda: service.page()[1][ORDERS] == 6)
     source = tmp_path / "shop_app.py"
-    source.write_text(source.read_text().replace('Gauge("depth")', 'Counter("depth")').replace("depth.set", "depth.inc"))
+    source.write_text(
+        source.read_text().replace('Gauge("depth")', 'Counter("depth")').replace("depth.set", "depth.inc")
+    )
     service.until(lambda: order(service, 1) - first)
     service.until(lambda: 'depth{resource="shop"}' in service.page()[1])
     assert service.page()[0] not in first
@@ -297,13 +300,13 @@ def test_a_reload_starts_anew_and_leaves_nothing(serve: Callable[..., Service], 
     service.stop()
 
 
-def test_two_applications_of_one_shell_or_launcher_are_never_merged(serve: Callable[..., Service], tmp_path: Path) -> None:
+def test_two_applications_of_one_shell_or_launcher_are_never_merged(
+    serve: Callable[..., Service], tmp_path: Path
+) -> None:
     other = free_port()
     run = f"{sys.executable} -m uvicorn --log-level warning"
-    shell = serve(
-        ["-c", f"import subprocess; subprocess.run('{run} shop_app:app --port PORT & {run} other_app:app --port {other}; wait', shell=True)"],
-        WEB_CONCURRENCY="1",
-    )
+    both = f"{run} shop_app:app --port PORT & {run} other_app:app --port {other}; wait"
+    shell = serve(["-c", f"import subprocess; subprocess.run({both!r}, shell=True)"], WEB_CONCURRENCY="1")
     (tmp_path / "launcher.py").write_text(
         textwrap.dedent(
             """
@@ -316,16 +319,20 @@ def test_two_applications_of_one_shell_or_launcher_are_never_merged(serve: Calla
     )
     another = free_port()
     launcher = serve(["launcher.py", "PORT", str(another)])
-    for service, second in ((shell, other), (launcher, another)):
-        service.ready()
-        order(service, 9)
-        port, service.port = service.port, second
-        service.ready()
-        service.until(lambda: service.page()[1][ORDERS])
-        time.sleep(0.5)  # what the other has would be there by now
-        assert service.page()[1][ORDERS] == 1
-        service.port = port
-        service.until(lambda: service.page()[1][ORDERS] == 10)
+    _stay_apart(shell, other)
+    _stay_apart(launcher, another)
+
+
+def _stay_apart(service: Service, second: int) -> None:
+    service.ready()
+    order(service, 9)
+    first, service.port = service.port, second
+    service.ready()
+    service.until(lambda: service.page()[1][ORDERS])
+    time.sleep(0.5)  # what the other has would be there by now
+    assert service.page()[1][ORDERS] == 1
+    service.port = first
+    service.until(lambda: service.page()[1][ORDERS] == 10)
 
 
 PROCESSES = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -9,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uno.core.monitoring.workers import shard
-from uno.core.monitoring.workers.fold import Index, numbers_of, spec_record
-from uno.core.monitoring.workers.shard import Header, ShardError, ShardReader, ShardWriter
 from uno.core.monitoring.metrics import Spec
+from uno.core.monitoring.workers import shard
+from uno.core.monitoring.workers.fold import Index, Shape, numbers_of, spec_record
+from uno.core.monitoring.workers.shard import Header, ShardError, ShardReader, ShardWriter
 
 texts = st.text(max_size=30)  # hostile ones included: surrogates, quotes, NUL
 records = st.recursive(
@@ -64,7 +65,9 @@ def test_records_are_read_as_they_were_written(written: list[object]) -> None:
 
 
 @given(st.lists(records, min_size=1, max_size=6), st.data())
-def test_of_damaged_records_those_before_the_damage_are_read(written: list[object], data: st.DataObject) -> None:
+def test_of_damaged_records_those_before_the_damage_are_read(
+    written: list[object], data: st.DataObject
+) -> None:
     parts = [shard.encode_record(record) for record in written]
     whole = bytearray(b"".join(parts))
     at = data.draw(st.integers(0, len(whole) - 1))
@@ -83,10 +86,8 @@ def test_of_damaged_records_those_before_the_damage_are_read(written: list[objec
 @given(st.binary(max_size=200))
 def test_any_bytes_give_records_or_a_shard_error(data: bytes) -> None:
     for decode in (shard.decode_records, shard.decode_segment, shard.decode_header):
-        try:
+        with contextlib.suppress(ShardError):
             decode(data)
-        except ShardError:
-            pass
     shard.decode_sketches(data)
 
 
@@ -137,12 +138,14 @@ def test_a_ring_keeps_the_last_ticks_and_grows(tmp_path: Path) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_a_damaged_file_is_told_and_never_raises(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_a_damaged_file_is_told_and_never_raises(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     path = tmp_path_factory.mktemp("shard") / "0.shard"
     fd = a_file(path)
     writer = ShardWriter(fd, Header(bytes(16), 1.0, 1, 0))
     spec = Spec("orders", "counter", "", "", ("a",))
-    writer.define(spec_record(0, spec, "sum", ()))
+    writer.define(spec_record(0, spec, "sum", Shape()))
     for n in range(20):
         place = writer.allocate(2)
         place.view[place.at], place.view[place.at + 1] = shard.KNOWN, n
@@ -150,7 +153,9 @@ def test_a_damaged_file_is_told_and_never_raises(tmp_path_factory: pytest.TempPa
     writer.close()
     whole = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(0, 4))):
-        whole[data.draw(st.integers(0, 2_500) | st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+        whole[data.draw(st.integers(0, 2_500) | st.integers(0, len(whole) - 1))] = data.draw(
+            st.integers(0, 255)
+        )
     path.write_bytes(whole[: data.draw(st.just(len(whole)) | st.integers(0, len(whole)))])
     fd = os.open(path, os.O_RDWR)
     try:

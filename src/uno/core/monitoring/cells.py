@@ -101,13 +101,18 @@ def exemplar_of(labels: Mapping[str, str], value: float) -> Exemplar:
 # -- counters and gauges -----------------------------------------------------------------------------------
 
 
+#: Where a counter keeps its total that is in no worker's shard.
+NOWHERE = memoryview(bytearray(8)).cast("d")
+
+
 class CounterCell:
     """A number that only grows. ``created``: Unix seconds when it began at zero; ``exemplar``: the last one given."""
 
-    __slots__ = ("_totals", "created", "exemplar", "value")
+    __slots__ = ("_at", "_map", "_totals", "created", "exemplar", "value")
 
     def __init__(self) -> None:
         self.value: float = 0.0
+        self._map, self._at = NOWHERE, 0  # where several workers keep the total too
         self.created = time.time()
         self.exemplar: Exemplar | None = None
         self._totals: list[float] | None = None  # before the last reset, last given; None: amounts are added
@@ -129,6 +134,32 @@ class CounterCell:
         if exemplar is not None:
             self.exemplar = exemplar_of(exemplar, amount)
         self.value += amount
+
+    def inc_mapped(self, amount: float | None = None, exemplar: Mapping[str, str] | None = None) -> None:
+        """What ``inc`` does among several workers, see workers/cells.py. Load and store of the total are one step."""
+        if amount is None and exemplar is None:
+            self.value += 1.0
+            self._map[self._at] = self.value
+            return
+        if amount.__class__ is not float:
+            amount = 1.0 if amount is None else number_of(amount, "a counter")
+        if not 0.0 <= amount <= _MAX:
+            raise MetricError(
+                f"a counter only grows, and by finite amounts: cannot add {amount!r}; use a Gauge for values that fall"
+            )
+        if exemplar is not None:
+            self.exemplar = exemplar_of(exemplar, amount)
+        self.value += amount
+        self._map[self._at] = self.value
+
+    def start_anew(self) -> None:
+        """Count from zero, in a forked child whose parent keeps what was counted. Totals that others count go on."""
+        self.created, self.exemplar = time.time(), None
+        if self._totals is not None:
+            last = self._totals[1]
+            self._totals = [-last, last]
+        if self.value == self.value:
+            self.value = 0.0
 
     @property
     def given(self) -> bool:
@@ -478,6 +509,18 @@ class HistogramCell:
         """All that was observed up to now, by whoever is not folding in this moment."""
         self.fold()
         return self.totals
+
+    def start_anew(self) -> None:
+        """Forget all that was observed, in a forked child whose parent keeps it."""
+        self.fold()
+        totals = self.totals
+        self.totals = _nothing(self.bounds if totals.counts else None, totals.native is not None)
+        self.created, self.exemplars = time.time(), None
+        live = self._live
+        if live is not None:
+            live.parts.clear()
+            live.frozen, live.count.value, live.sum.value = self.totals, 0.0, 0.0
+            live.mean.value = live.p95.value = live.max.value = nan
 
     # -- what the tick needs ---------------------------------------------------------------------------
 

@@ -286,6 +286,15 @@ class Counter(Metric[CounterCell]):
             return
         self._only().inc(amount, exemplar)
 
+    def inc_mapped(self, amount: float | None = None, exemplar: Mapping[str, str] | None = None) -> None:
+        """What ``inc`` does among several workers, see workers/cells.py."""
+        cell = self._cell
+        if cell is None or amount is not None or exemplar is not None:
+            self._only().inc(amount, exemplar)
+            return
+        cell.value += 1.0
+        cell._map[cell._at] = cell.value
+
     def count_exceptions(self, *kinds: type[BaseException]) -> Around:
         """Count what a ``with`` block or a decorated function raises; ``kinds`` chooses (default: Exception)."""
         return self._only().count_exceptions(*kinds)

@@ -69,8 +69,7 @@ class ResourceMonitor:
     interval, at most 5) bounds one collection. ``history`` keeps the samples; by default an hour second by second
     and a week in five minutes, in memory. ``discover=True`` is ``discover_all_resources()`` at the start.
 
-    The workers of one service show their numbers together (docs/workers.md); ``workers=False`` keeps this process
-    alone, a directory says that all who name it belong together.
+    Workers of one service show their numbers together (docs/workers.md); ``workers=False``: not this one.
 
     start() and stop() may be called repeatedly, from any thread, inside and outside of an event loop; the monitor is
     also a context manager.
@@ -606,8 +605,7 @@ class ResourceMonitor:
             self._watch_self()
             frame = self.store.tick(now)
             shown = self._guarded("sharing with other workers", partial(self.sharing.tick, frame))
-            if shown is not None:
-                self._guarded("history", partial(self.history.append, shown))
+            self._guarded("history", partial(self.history.append, shown) if shown else list)
             resources = {resource.id: resource.type for resource in self.manager}
             changes = self.alerts.evaluate(frame, resources, self._explain)
             if self._anomalies is not None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 from types import FunctionType
 from typing import Any, ClassVar
 
-from uno.core.monitoring.metrics import NOWHERE, CounterCell, HistogramCell
+from uno.core.monitoring.cells import HAS_GIL, NOWHERE, CounterCell, HistogramCell
+from uno.core.monitoring.metrics import Counter
 
 
 def _function(method: Any) -> FunctionType:
@@ -24,23 +25,31 @@ def _function(method: Any) -> FunctionType:
 class Mapping:
     """Whether counters map their totals: while at least one member of this process asks for it."""
 
-    _inc: ClassVar[FunctionType] = _function(CounterCell.inc)
-    _plain: ClassVar[Any] = _inc.__code__
-    _mapped: ClassVar[Any] = _function(CounterCell.inc_mapped).__code__
+    #: Each function that adds to a counter, with the code that it has alone and among workers.
+    _functions: ClassVar[list[tuple[FunctionType, Any, Any]]] = [
+        (function, function.__code__, _function(mapped).__code__)
+        for function, mapped in (
+            (_function(CounterCell.inc), CounterCell.inc_mapped),
+            # Without the GIL it calls the cell's own.
+            *([(_function(Counter.inc), Counter.inc_mapped)] if HAS_GIL else []),
+        )
+    ]
     _asked: ClassVar[set[int]] = set()
 
     @classmethod
     def begin(cls, member: object) -> None:
         """From now on, for ``member``."""
         cls._asked.add(id(member))
-        cls._inc.__code__ = cls._mapped
+        for function, _, mapped in cls._functions:
+            function.__code__ = mapped
 
     @classmethod
     def end(cls, member: object) -> None:
         """No more for ``member``."""
         cls._asked.discard(id(member))
         if not cls._asked:
-            cls._inc.__code__ = cls._plain
+            for function, plain, _ in cls._functions:
+                function.__code__ = plain
 
 
 def map_counter(cell: CounterCell, view: memoryview[float], at: int) -> None:
@@ -57,13 +66,6 @@ def unmap_counter(cell: CounterCell) -> None:
 
 
 def start_anew(cell: Any) -> None:
-    """In a forked child: what the parent counted is the parent's. Totals that others count go on from here."""
-    if isinstance(cell, CounterCell):
-        if cell.given:
-            cell._before = -cell._last
-            if cell.value == cell.value:
-                cell.value = 0.0
-        else:
-            cell.value = 0.0
-    elif isinstance(cell, HistogramCell):
+    """In a forked child: what the parent counted is the parent's."""
+    if isinstance(cell, CounterCell | HistogramCell):
         cell.start_anew()

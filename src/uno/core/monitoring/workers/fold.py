@@ -16,22 +16,43 @@ from collections.abc import Iterable
 from math import fsum
 from typing import Any, NamedTuple
 
+from uno.core.monitoring.buckets import NativeBuckets, native_merge
 from uno.core.monitoring.metrics import Spec
 from uno.core.monitoring.workers.shard import (
     GONE,
     KNOWN,
     MAX_BYTES,
+    NATIVE,
     Header,
     ShardReader,
     ShardWriter,
+    decode_native,
+    encode_native,
 )
 
 DEAD = "dead.shard"
 _NEW = ".dead-new"
 
 
+class Shape(NamedTuple):
+    """What a histogram has: the bounds of its classic buckets, None for none, and whether it has native ones."""
+
+    bounds: tuple[float, ...] | None = None
+    native: bool = False
+
+    @property
+    def classic(self) -> int:
+        """How many classic buckets."""
+        return 0 if self.bounds is None else len(self.bounds) + 1
+
+    @property
+    def half(self) -> int:
+        """The numbers of one copy: sum, counts, native buckets."""
+        return 1 + self.classic + NATIVE * self.native
+
+
 class Definition(NamedTuple):
-    """A series as a shard's index has it. ``slot`` is where its state is, ``bounds`` are a histogram's."""
+    """A series as a shard's index has it. ``slot`` is where its state is, ``shape`` a histogram's."""
 
     resource: str
     spec: Spec
@@ -39,7 +60,7 @@ class Definition(NamedTuple):
     slot: int
     created: float
     merge: str
-    bounds: tuple[float, ...]
+    shape: Shape
 
     @property
     def key(self) -> tuple[str, str, tuple[str, ...], tuple[str, ...]]:
@@ -49,11 +70,12 @@ class Definition(NamedTuple):
     @property
     def width(self) -> int:
         """How many slots it takes."""
-        return 2 + 2 * (len(self.bounds) + 2) if self.spec.kind == "histogram" else 2
+        return 2 + 2 * self.shape.half if self.spec.kind == "histogram" else 2
 
 
-def spec_record(number: int, spec: Spec, merge: str, bounds: Iterable[float]) -> list[Any]:
+def spec_record(number: int, spec: Spec, merge: str, shape: Shape) -> list[Any]:
     """The record of a metric, which those of its series name by ``number``."""
+    bounds, native = shape
     return [
         "m",
         number,
@@ -64,7 +86,8 @@ def spec_record(number: int, spec: Spec, merge: str, bounds: Iterable[float]) ->
         spec.labels,
         spec.title,
         merge,
-        [*bounds],
+        bounds,
+        native,
     ]
 
 
@@ -72,7 +95,7 @@ class Index:
     """Understands the records of one shard."""
 
     def __init__(self) -> None:
-        self._specs: dict[int, tuple[Spec, str, tuple[float, ...]]] = {}
+        self._specs: dict[int, tuple[Spec, str, Shape]] = {}
         self.folded: frozenset[str] = frozenset()
         self.sum: int | None = None
 
@@ -80,18 +103,19 @@ class Index:
         """The series that a record defines, None for another record. ValueError where it makes no sense."""
         try:
             if record[0] == "m":
-                _, number, name, kind, description, unit, labels, title, merge, bounds = record
+                _, number, name, kind, description, unit, labels, title, merge, bounds, native = record
                 if kind not in ("counter", "gauge", "histogram"):
                     raise ValueError(f"no kind of metric: {kind!r}")
                 spec = Spec(str(name), kind, str(description), str(unit), tuple(map(str, labels)), str(title))
-                self._specs[int(number)] = spec, str(merge), tuple(map(float, bounds))
+                shape = Shape(None if bounds is None else tuple(map(float, bounds)), bool(native))
+                self._specs[int(number)] = spec, str(merge), shape
             elif record[0] == "s":
                 _, number, resource, labels, slot, created = record
-                spec, merge, bounds = self._specs[number]
+                spec, merge, shape = self._specs[number]
                 if len(labels) != len(spec.labels) or not isinstance(slot, int) or not 0 <= slot < MAX_BYTES:
                     raise ValueError("labels do not fit")
                 return Definition(
-                    str(resource), spec, tuple(map(str, labels)), slot, float(created), merge, bounds
+                    str(resource), spec, tuple(map(str, labels)), slot, float(created), merge, shape
                 )
             elif record[0] == "f":
                 self.folded, self.sum = frozenset(map(str, record[1])), int(record[2])
@@ -103,18 +127,33 @@ class Index:
 class _Total:
     """What all the dead have counted in one series. ``parts`` add up to the total or a histogram's sum."""
 
-    __slots__ = ("counts", "definition", "parts", "state")
+    __slots__ = ("counts", "definition", "native", "parts", "state")
 
     def __init__(self, definition: Definition) -> None:
         self.definition, self.state = definition, GONE
         self.parts: list[float] = []
-        self.counts = [0.0] * (len(definition.bounds) + 1 if definition.spec.kind == "histogram" else 0)
+        self.counts = [0.0] * definition.shape.classic
+        self.native: NativeBuckets | None = None
+
+    def add(self, numbers: list[float], state: float) -> None:
+        """Take those of one shard. ValueError where they are damaged."""
+        shape = self.definition.shape
+        if shape.native:
+            native = decode_native(numbers[1 + shape.classic :])
+            if native is not None:
+                self.native = native if self.native is None else native_merge(self.native, native)
+        self.parts.append(numbers[0])
+        self.counts = [a + b for a, b in zip(self.counts, numbers[1 : 1 + shape.classic], strict=True)]
+        if state != GONE:
+            self.state = KNOWN
 
     def blocks(self) -> list[list[float]]:
         """The numbers to be written: the rounded total, and what rounding took away where it did."""
         total = fsum(self.parts)
         rest = fsum((*self.parts, -total))
-        return [[total, *self.counts], *([[rest, *(0.0 for _ in self.counts)]] if rest else [])]
+        native = encode_native(self.native) if self.definition.shape.native else []
+        first = [total, *self.counts, *native]
+        return [first, [rest, *[0.0] * (len(first) - 1)]] if rest else [first]
 
 
 def numbers_of(view: memoryview[float], definition: Definition) -> tuple[float, list[float]]:
@@ -125,7 +164,7 @@ def numbers_of(view: memoryview[float], definition: Definition) -> tuple[float, 
     state = view[slot]
     if definition.spec.kind != "histogram":
         return state, [view[slot + 1]]
-    half = len(definition.bounds) + 2
+    half = definition.shape.half
     begin = slot + 2 + int(view[slot + 1]) % 2 * half
     numbers: list[float] = view[begin : begin + half].tolist()  # type: ignore[assignment]
     return state, numbers
@@ -186,15 +225,14 @@ def _add(totals: dict[tuple[Any, ...], _Total], reader: ShardReader, problems: l
             continue
         if any(number != number for number in numbers):
             continue
-        key = (definition.key, definition.spec.kind, definition.bounds)
+        key = (definition.key, definition.spec.kind, definition.shape)
         total = totals.get(key)
         if total is None:
             total = totals[key] = _Total(definition)
-        total.parts.append(numbers[0])
-        if total.counts:
-            total.counts = [a + b for a, b in zip(total.counts, numbers[1:], strict=True)]
-        if state != GONE:
-            total.state = KNOWN
+        try:
+            total.add(numbers, state)
+        except ValueError as error:
+            reader.problem = str(error)
         if definition.created < total.definition.created:
             total.definition = total.definition._replace(created=definition.created)
     reader.problem = reader.problem or fresh.problem
@@ -208,7 +246,7 @@ def _write(fd: int, totals: Iterable[_Total], folded: list[str]) -> None:
         every: list[float] = []
         for total in totals:
             definition = total.definition
-            what = (definition.spec, definition.merge, definition.bounds)
+            what = (definition.spec, definition.merge, definition.shape)
             number = specs.get(what)
             if number is None:
                 number = specs[what] = len(specs)

@@ -11,13 +11,13 @@ import weakref
 from array import array
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from uno.core.monitoring.metrics import CounterCell, HistogramCell, Spec
+from uno.core.monitoring.metrics import CounterCell, Distribution, HistogramCell, Spec
 from uno.core.monitoring.series import Frame, Series, SeriesStore
 from uno.core.monitoring.workers import locks
 from uno.core.monitoring.workers.cells import Mapping, map_counter, start_anew, unmap_counter
-from uno.core.monitoring.workers.fold import DEAD, fold, spec_record
+from uno.core.monitoring.workers.fold import DEAD, Shape, fold, spec_record
 from uno.core.monitoring.workers.group import Key, open_own, open_shard, started
-from uno.core.monitoring.workers.merge import MergedStore, bounds_of, merge_of
+from uno.core.monitoring.workers.merge import MergedStore, merge_of, shape_of
 from uno.core.monitoring.workers.shard import (
     GAP,
     GONE,
@@ -26,6 +26,7 @@ from uno.core.monitoring.workers.shard import (
     Place,
     ShardReader,
     ShardWriter,
+    encode_native,
     encode_sketches,
 )
 
@@ -191,13 +192,12 @@ class Member:
         if shared is not None and shared.private != (self._rest is not None):
             shared = None
         writer = self._rest or self._writer
-        bounds, merge = bounds_of(cell), merge_of(spec)
-        half = len(bounds) + 2
+        shape, merge = shape_of(cell), merge_of(spec)
         if shared is not None:  # a cell that goes by two names
             place = shared.place
         else:
-            place = writer.allocate(2 + 2 * half if spec.kind == "histogram" else 2)
-        number = self._number_of(writer, spec, merge, bounds)
+            place = writer.allocate(2 + 2 * shape.half if spec.kind == "histogram" else 2)
+        number = self._number_of(writer, spec, merge, shape)
         created = float(getattr(cell, "created", 0.0)) or self.header.created
         writer.define(["s", number, series.resource, series.labels, place.slot, created])
         block = self._blocks[key] = _Block(place, series, cell, self._rest is not None)
@@ -208,12 +208,12 @@ class Member:
         else:
             place.view[place.at] = KNOWN
 
-    def _number_of(self, writer: ShardWriter, spec: Spec, merge: str, bounds: tuple[float, ...]) -> int:
-        what = (spec, merge, bounds)
+    def _number_of(self, writer: ShardWriter, spec: Spec, merge: str, shape: Shape) -> int:
+        what = (spec, merge, shape)
         number = self._specs.get(what)
         if number is None:
             number = len(self._specs)
-            writer.define(spec_record(number, spec, merge, bounds))
+            writer.define(spec_record(number, spec, merge, shape))
             self._specs[what] = number
         return number
 
@@ -404,14 +404,14 @@ def restart(store: SeriesStore) -> None:
         start_anew(series.cell)
 
 
-def _write_histogram(place: Place, distribution: tuple[Any, ...]) -> None:
+def _write_histogram(place: Place, distribution: Distribution) -> None:
     """Write the copy that is not shown, then show it."""
-    weight, counts = distribution[1], distribution[2]
+    native = [] if distribution.native is None else encode_native(distribution.native)
+    numbers = array("d", (distribution.sum, *distribution.counts, *native))
     view, at = place.view, place.at
     sequence = int(view[at + 1]) + 1
-    half = len(counts) + 1
-    begin = at + 2 + (sequence & 1) * half
-    view[begin : begin + half] = memoryview(array("d", (weight, *counts)))
+    begin = at + 2 + (sequence & 1) * len(numbers)
+    view[begin : begin + len(numbers)] = memoryview(numbers)
     view[at + 1] = sequence
 
 

@@ -13,14 +13,23 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from math import nan
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from uno.core.monitoring.metrics import CounterCell, GaugeCell, HistogramCell, Sketch, Spec
+from uno.core.monitoring.buckets import FINEST, ZERO_THRESHOLD, NativeBuckets, native_merge
+from uno.core.monitoring.metrics import CounterCell, Distribution, GaugeCell, HistogramCell, Sketch, Spec
 from uno.core.monitoring.series import HISTOGRAM_COLUMNS, Frame, Series, SeriesStore
 from uno.core.monitoring.workers import locks
-from uno.core.monitoring.workers.fold import DEAD, Definition, Index, checksum, numbers_of
+from uno.core.monitoring.workers.fold import DEAD, Definition, Index, Shape, checksum, numbers_of
 from uno.core.monitoring.workers.group import RefusedError, open_shard
-from uno.core.monitoring.workers.shard import GONE, KNOWN, ShardError, ShardReader, decode_sketches
+from uno.core.monitoring.workers.shard import (
+    GONE,
+    KNOWN,
+    NATIVE,
+    ShardError,
+    ShardReader,
+    decode_native,
+    decode_sketches,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,13 +46,30 @@ _TRIES = 20
 REFRESH_SECONDS = 0.02
 
 
+_EMPTY = NativeBuckets(FINEST, ZERO_THRESHOLD, 0, {}, {})
+
+
+class _Kind(NamedTuple):
+    """Histograms that have as many numbers: classic buckets, and whether native ones too."""
+
+    classic: int
+    native: bool
+
+
+class _Histograms(NamedTuple):
+    """Those of one kind: sum and counts of each, and native buckets by place."""
+
+    numbers: Floats
+    natives: dict[int, NativeBuckets]
+
+
 class _Entry:
     """One merged series: its place among the numbers, and the columns of frames."""
 
-    __slots__ = ("at", "bounds", "mode", "series", "shown")
+    __slots__ = ("at", "mode", "series", "shape", "shown")
 
-    def __init__(self, series: Series, mode: str, at: int, bounds: tuple[float, ...]) -> None:
-        self.series, self.mode, self.at, self.bounds = series, mode, at, bounds
+    def __init__(self, series: Series, mode: str, at: int, shape: Shape) -> None:
+        self.series, self.mode, self.at, self.shape = series, mode, at, shape
         self.shown = False
 
 
@@ -83,7 +109,7 @@ class MergedStore(SeriesStore):
         self._entries: dict[tuple[Any, ...], _Entry] = {}
         self._scalars: list[_Entry] = []
         self._scalar_columns: list[int] = []
-        self._grouped: dict[int, list[_Entry]] = {}  # histograms by the number of their bounds
+        self._grouped: dict[_Kind, list[_Entry]] = {}  # histograms by the numbers that they have
         self._width = 0
         self._counting_columns: list[tuple[int, int]] = []
         self._shown: list[Series] = []
@@ -286,7 +312,7 @@ class MergedStore(SeriesStore):
             return
         what: Any = entry.mode
         if spec.kind == "histogram":
-            what = len(entry.bounds)
+            what = _kind_of(entry.shape)
             shard.blocks[definition.slot] = entry
         slots, places = shard.lists.setdefault(what, ([], []))
         slots.append(definition.slot)
@@ -306,7 +332,7 @@ class MergedStore(SeriesStore):
             mode = "sum"
         entry = self._entries.get(key)
         if entry is not None:
-            if entry.series.metric.kind != kind or entry.bounds != definition.bounds:
+            if entry.series.metric.kind != kind or entry.shape != definition.shape:
                 self._say(
                     f"differs {spec.name}",
                     f"{spec.name!r} of {definition.resource!r} is not the same metric in all workers: "
@@ -327,8 +353,8 @@ class MergedStore(SeriesStore):
     ) -> _Entry:
         cell: Any
         if spec.kind == "histogram":
-            cell = HistogramCell(definition.bounds)
-            among = self._grouped.setdefault(len(definition.bounds), [])
+            cell = HistogramCell(definition.shape.bounds, definition.shape.native)
+            among = self._grouped.setdefault(_kind_of(definition.shape), [])
         else:
             cell = CounterCell() if spec.kind == "counter" else GaugeCell(nan)
             among = self._scalars
@@ -338,7 +364,7 @@ class MergedStore(SeriesStore):
             cell.created = definition.created
         series = Series(definition.resource, spec, labels, cell, self._width)
         series.live = False
-        entry = self._entries[key] = _Entry(series, mode, len(among), definition.bounds)
+        entry = self._entries[key] = _Entry(series, mode, len(among), definition.shape)
         among.append(entry)
         if spec.kind == "histogram":
             self._counting_columns.append((self._width, 2))
@@ -369,10 +395,10 @@ class MergedStore(SeriesStore):
             shards.append(self._dead)
         return shards
 
-    def _read(self) -> tuple[Floats, dict[int, Floats]]:
-        """The scalars, and by number of bounds the histograms: sum and counts of each."""
+    def _read(self) -> tuple[Floats, dict[_Kind, _Histograms]]:
+        """The scalars, and the histograms by what they have."""
         scalars: Any = None
-        histograms: dict[int, Any] = {}
+        histograms: dict[_Kind, _Histograms] = {}
         for _ in self._consistent():
             shards = self._counted()
             for shard in shards:
@@ -381,8 +407,8 @@ class MergedStore(SeriesStore):
             scalars, present = self._read_scalars(shards)
             histograms = {}
             shown: dict[Any, Any] = {"scalars": present}
-            for bounds in self._grouped:
-                histograms[bounds], shown[bounds] = self._read_histograms(shards, bounds)
+            for kind in self._grouped:
+                histograms[kind], shown[kind] = self._read_histograms(shards, kind)
             self._show(shown)
         return scalars, histograms
 
@@ -419,14 +445,16 @@ class MergedStore(SeriesStore):
             found[there] = extreme[there]
         return found, present
 
-    def _read_histograms(self, shards: Iterable[_Shard], bounds: int) -> tuple[Floats, Any]:
+    def _read_histograms(self, shards: Iterable[_Shard], kind: _Kind) -> tuple[_Histograms, Any]:
         import numpy as np
 
-        n, half = len(self._grouped[bounds]), bounds + 2
-        total, rest, present = np.zeros((n, half)), np.zeros((n, half)), np.zeros(n, bool)
+        n, classic = len(self._grouped[kind]), 1 + kind.classic
+        half = classic + NATIVE * kind.native
+        total, rest, present = np.zeros((n, classic)), np.zeros((n, classic)), np.zeros(n, bool)
+        natives: dict[int, NativeBuckets] = {}
         parts = np.arange(half)
         for shard in shards:
-            for slots, places in _inside(shard, bounds, 2 + 2 * half):
+            for slots, places in _inside(shard, kind, 2 + 2 * half):
                 view = shard.view
                 sequence = view[slots + 1]
                 begin = slots + 2 + (sequence.astype(np.int64) & 1) * half
@@ -439,9 +467,24 @@ class MergedStore(SeriesStore):
                     sequence = again
                     begin = slots[changed] + 2 + (again[changed].astype(np.int64) & 1) * half
                     numbers[changed] = view[begin[:, None] + parts]
-                _add_exactly(total, rest, places, numbers)
+                _add_exactly(total, rest, places, numbers[:, :classic])
                 present[places[view[slots] != GONE]] = True
-        return total + rest, present
+                if kind.native:
+                    self._add_native(natives, shard, places.tolist(), numbers[:, classic:].tolist())
+        return _Histograms(total + rest, natives), present
+
+    def _add_native(
+        self, natives: dict[int, NativeBuckets], shard: _Shard, places: list[int], rows: list[list[float]]
+    ) -> None:
+        for place, row in zip(places, rows, strict=True):
+            try:
+                found = decode_native(row)
+            except ValueError as error:
+                shard.reader.problem = str(error)
+                continue
+            if found is not None:
+                known = natives.get(place)
+                natives[place] = found if known is None else native_merge(known, found)
 
     def _show(self, present: dict[Any, Any]) -> None:
         """Show the series that some worker has, and no others."""
@@ -481,11 +524,14 @@ class MergedStore(SeriesStore):
         counting = np.zeros(self._width, bool)
         for column, width in self._counting_columns:
             counting[column : column + width] = True
-        distributions: dict[Series, tuple[int, float, tuple[int, ...]]] = {}
-        for bounds, numbers in histograms.items():
-            entries = self._grouped[bounds]
+        distributions: dict[Series, Distribution] = {}
+        for kind, (numbers, natives) in histograms.items():
+            entries = self._grouped[kind]
             columns = np.array([entry.series.column for entry in entries], np.intp)
             counts = numbers[:, 1:].sum(axis=1)
+            if not kind.classic:
+                for place, buckets in natives.items():
+                    counts[place] = _count_of(buckets)
             row[columns], row[columns + 1] = counts, numbers[:, 0]
             if tick and last is not None:
                 inside = columns + 1 < len(last.row)
@@ -496,7 +542,10 @@ class MergedStore(SeriesStore):
                 row[at + 2] = np.where(seen > 0, mean, nan)
             for entry, count, (weight, *each) in zip(entries, counts.tolist(), numbers.tolist(), strict=True):
                 if entry.shown:
-                    distributions[entry.series] = (int(count), weight, tuple(map(int, each)))
+                    native = natives.get(entry.at, _EMPTY) if kind.native else None
+                    distributions[entry.series] = Distribution(
+                        int(count), weight, tuple(map(int, each)), native
+                    )
         for series, sketch in sketches:
             top = tops[series]
             row[series.column + _P95] = min(sketch.quantiles((0.95,))[0], top)
@@ -602,9 +651,19 @@ def merge_of(spec: Spec) -> str:
     return merge if merge in ("sum", "max", "min", WORKER) else "sum"
 
 
-def bounds_of(cell: Any) -> tuple[float, ...]:
-    """The upper bounds of a histogram's cell; none for other cells."""
-    return tuple(cell.bounds) if isinstance(cell, HistogramCell) else ()
+def shape_of(cell: Any) -> Shape:
+    """What a histogram's cell has; nothing for other cells."""
+    if not isinstance(cell, HistogramCell):
+        return Shape()
+    return Shape(cell.bounds if cell.totals.counts else None, cell.totals.native is not None)
+
+
+def _kind_of(shape: Shape) -> _Kind:
+    return _Kind(shape.classic, shape.native)
+
+
+def _count_of(buckets: NativeBuckets) -> int:
+    return buckets.zero_count + sum(buckets.positive.values()) + sum(buckets.negative.values())
 
 
 def _definition_of(series: Series) -> Definition:
@@ -615,5 +674,5 @@ def _definition_of(series: Series) -> Definition:
         0,
         getattr(series.cell, "created", 0.0),
         merge_of(series.metric),
-        bounds_of(series.cell),
+        shape_of(series.cell),
     )

@@ -25,6 +25,8 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from uno.core.monitoring.buckets import COARSEST, FINEST, MOST_NATIVE, NativeBuckets
+
 MAGIC, VERSION = b"UNOSHARD", 1
 PAGE = max(4096, mmap.ALLOCATIONGRANULARITY)
 FIRST, LARGEST = 4 * PAGE, 64 * PAGE
@@ -40,8 +42,34 @@ _CRC = struct.Struct("<I")
 _SEGMENT_MAGIC = b"SEG\x01"
 START = 64  # bytes of a segment before its content
 
+#: Slots of a histogram's native buckets: schema, threshold, zero count, how many on either side, and all of them.
+NATIVE = 5 + 2 * MOST_NATIVE
+
 #: States of a series in its worker.
 GONE, KNOWN, GAP = 0.0, 1.0, 2.0
+
+
+def encode_native(buckets: NativeBuckets | None) -> list[float]:
+    """Native buckets as NATIVE numbers; None as empty ones."""
+    if buckets is None:
+        return [0.0] * NATIVE
+    sides = [*buckets.positive.items(), *buckets.negative.items()][:MOST_NATIVE]
+    numbers = [float(number) for pair in sides for number in pair]
+    head = [buckets.schema, buckets.zero_threshold, buckets.zero_count, len(buckets.positive), len(sides)]
+    return [*map(float, head), *numbers, *[0.0] * (2 * MOST_NATIVE - len(numbers))]
+
+
+def decode_native(numbers: Sequence[float]) -> NativeBuckets | None:
+    """What encode_native wrote; None where nothing was written yet. ValueError for what cannot be."""
+    if not numbers[1]:
+        return None
+    schema, positive, both = int(numbers[0]), int(numbers[3]), int(numbers[4])
+    if not (COARSEST <= schema <= FINEST and 0 <= positive <= both <= MOST_NATIVE):
+        raise ValueError("native buckets are damaged")
+    pairs = [(int(i), int(n)) for i, n in zip(numbers[5::2], numbers[6::2], strict=True)]
+    return NativeBuckets(
+        schema, numbers[1], int(numbers[2]), dict(pairs[:positive]), dict(pairs[positive:both])
+    )
 
 
 class ShardError(ValueError):
