@@ -27,7 +27,7 @@ orders = monitor.add_metric("shop", Counter("orders", labels=["kind"]))
 paid = monitor.add_metric("shop", Counter("paid"))
 inc = paid.inc  # kept from before it knows of other workers
 wait = monitor.add_metric("shop", Histogram("wait", buckets=[1, 2]))
-size = monitor.add_metric("shop", Histogram("size", buckets=None, native=True))
+size = monitor.add_metric("shop", Histogram("size", buckets=[10], native=True))
 depth = monitor.add_metric("shop", Gauge("depth"))
 worst = monitor.add_metric("shop", Gauge("worst", merge="max"))
 least = monitor.add_metric("shop", Gauge("least", merge="min"))

@@ -278,6 +278,18 @@ class Member:
             except OSError as error:
                 self.say("ring", f"quantiles are not told to the other workers: {error.strerror or error}")
 
+    def _publish_totals(self) -> None:
+        """What needs no frame: a process may end before its first tick does."""
+        for block in self._blocks.values():
+            cell, place = block.cell, block.place
+            if isinstance(cell, HistogramCell):
+                totals = cell.collect()
+                if totals.count != self._written.get(place.slot, 0):
+                    _write_histogram(place, totals)
+                    self._written[place.slot] = totals.count
+            elif isinstance(cell, CounterCell) and cell.value == cell.value:
+                cell._map[cell._at] = cell.value
+
     def _arrange(self) -> None:
         """Series came or went."""
         import numpy as np
@@ -349,6 +361,7 @@ class Member:
         self._closed = True
         with self._lock:
             try:
+                self._publish_totals()
                 if frame is not None:
                     self._publish(frame)
                     self.merged.tick(frame.time)
