@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from math import nan
@@ -115,6 +116,7 @@ class MergedStore(SeriesStore):
         self._shown: list[Series] = []
         self._present: dict[Any, Any] = {}
         self._last_tick: Frame | None = None
+        self._closed = False
         # A reader that changes over to this store in mid-life finds the columns where they were.
         for series in sorted(seed.all(), key=lambda s: s.column):
             self._width = max(self._width, series.column)
@@ -586,17 +588,20 @@ class MergedStore(SeriesStore):
     def refresh(self, time: float) -> None:
         """Bring the totals of the present frame to this moment; rates and quantiles stay those of the tick. When
         dead workers are being folded just now, the frame stays as it is."""
-        if self._last_tick is None or not self._lock.acquire(timeout=REFRESH_SECONDS):
+        if self._last_tick is None and "numpy" not in sys.modules:  # the monitor's thread loads it
+            return
+        if self._closed or not self._lock.acquire(timeout=REFRESH_SECONDS):
             return
         try:
-            self.frame = self._frame(time, [], {}, tick=False)
+            if not self._closed:
+                self.frame = self._frame(time, [], {}, tick=False)
         finally:
             self._lock.release()
 
     def close(self) -> None:
         """Let go of the others' files."""
         with self._lock:
-            self._last_tick = None
+            self._closed = True
             for shard in (*self._shards.values(), *([self._dead] if self._dead is not None else [])):
                 self._drop(shard)
             self._shards.clear()
