@@ -117,6 +117,7 @@ class MergedStore(SeriesStore):
         self._present: dict[Any, Any] = {}
         self._last_tick: Frame | None = None
         self._closed = False
+        self.version = self.placed = seed.version + 1  # what was made for the seed is made anew
         # A reader that changes over to this store in mid-life finds the columns where they were.
         for series in sorted(seed.all(), key=lambda s: s.column):
             self._width = max(self._width, series.column)

@@ -80,13 +80,14 @@ class PrometheusExporter:
         return b"".join(parts), headers
 
     def _answered(self, accept: str, accept_encoding: str, query: str) -> Answer:
-        self.resource_monitor.freeze()  # of a monitor that does not run
+        self.resource_monitor.freeze()  # of a monitor that does not run, and of other workers
         return page.drive(self.answer(accept, accept_encoding, query))
 
     async def respond_in_loop(self, accept_encoding: str = "", accept: str = "", query: str = "") -> Answer:
         """As respond(), on an event loop that is never held for 2 ms; the body comes in parts."""
-        if not self.resource_monitor.running:
-            await asyncio.to_thread(self.resource_monitor.freeze)
+        monitor = self.resource_monitor
+        if not monitor.running or monitor.view is not monitor.store:
+            await asyncio.to_thread(monitor.freeze)
         return await page.drive_in_loop(self.answer(accept, accept_encoding, query))
 
     def answer(self, accept: str, accept_encoding: str, query: str) -> Generator[float, None, Answer]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def view(monitor: ResourceMonitor) -> SeriesStore:
     """Where the series are read."""
-    return monitor.store
+    return monitor.view
 
 
 def distribution(frame: Frame, series: Series) -> Distribution | None:
