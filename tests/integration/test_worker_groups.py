@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -364,6 +365,21 @@ def test_a_disk_that_fills_up_keeps_what_is_new_to_the_worker_itself(tmp_path: P
         assert "cannot grow" in one.said
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_who_finds_the_others_busy_shows_nothing_until_it_has_joined(
+    team: Callable[..., Worker], tmp_path: Path
+) -> None:
+    one = team()
+    one.do("inc(5)")
+    lock = os.open(next(tmp_path.glob("uno-workers-*")) / "lock", os.O_RDWR)
+    fcntl.lockf(lock, fcntl.LOCK_EX)
+    two = team()
+    two.do("inc(2)")
+    assert "paid" not in two.scrape()  # 2 would be a fall
+    os.close(lock)
+    two.do("monitor.tick()")
+    assert two.scrape()["paid"] == one.scrape()["paid"] == 7
 
 
 def test_a_shard_that_is_taken_away_is_made_anew(team: Callable[..., Worker], tmp_path: Path) -> None:

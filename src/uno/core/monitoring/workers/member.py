@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("uno.workers")
 
 LOCK = "lock"
-JOIN_SECONDS, LEAVE_SECONDS = 2.0, 1.0
+JOIN_SECONDS, LEAVE_SECONDS = 1.0, 1.0
 MAX_NUMBER = 100_000
 MAX_SAID = 50
 

@@ -44,7 +44,7 @@ MAX_MERGED = 200_000
 WORKER = "worker"
 _MODES = ("counter", "sum", "max", "min")
 _TRIES = 20
-REFRESH_SECONDS = 0.02
+REFRESH_SECONDS = 0.25
 
 
 _EMPTY = NativeBuckets(FINEST, ZERO_THRESHOLD, 0, {}, {})

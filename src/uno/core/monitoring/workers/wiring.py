@@ -61,6 +61,7 @@ class WorkerSharing:
         )
         self._stop: Callable[[], None] | None = None
         self._failed = False
+        self._waiting: SeriesStore | None = None  # what is shown until the others let this worker in: nothing
         self._forked_from = 0  # a process that monitors too, and will join its children's group
 
     @property
@@ -69,6 +70,8 @@ class WorkerSharing:
         member = self._member
         if member is not None:
             return member.merged
+        if self._waiting is not None:  # its own numbers alone would be a fall of the total
+            return self._waiting
         return self._left or self._store
 
     @property
@@ -133,7 +136,11 @@ class WorkerSharing:
 
         try:
             return Member(key, self._store, self._left or self._store, keep_for=self._forked_from)
+        except locks.BusyError:  # the next tick tries again
+            self._waiting = self._waiting or type(self._store)()
+            return None
         except OSError as error:
+            self._waiting = None
             self._failed = True
             reason = error.strerror or str(error)
             log.warning("this worker shows its own numbers only, it cannot share with the others: %s", reason)
@@ -153,7 +160,8 @@ class WorkerSharing:
             if member is None:
                 return frame
             merged = member.tick(frame)
-            self._member = member  # from here on readers see it
+            self._member, self._waiting = member, None  # from here on readers see it
+            self._stop_with_process()
             return merged
         from uno.core.monitoring.workers.member import LostError, restart
 
@@ -168,7 +176,9 @@ class WorkerSharing:
             raise
 
     def _lead(self) -> Member | None:
-        """Whether children of this process share by now: then it does so too, as the parent of a group."""
+        """Join late: because the others were busy, or, as the parent of a group, because children share by now."""
+        if self._waiting is not None and self._key is not None:
+            return self._enter(self._key)
         if self._off or self._failed or self._place is None or self._given is not None:
             return None
         if "multiprocessing.process" not in sys.modules and not _FORKED:
@@ -185,7 +195,7 @@ class WorkerSharing:
     def leave(self) -> None:
         """The monitor stops, after a last frame of its store."""
         member, self._member = self._member, None
-        self._key = None
+        self._key = self._waiting = None
         if member is not None:
             member.leave(self._store.frame)
             self._left = member.merged if member.merged.frame is not None else self._left
@@ -199,7 +209,7 @@ class WorkerSharing:
         if self._off or not locks.AVAILABLE:
             return
         member, self._member = self._member, None
-        self._left = None
+        self._left = self._waiting = None
         if member is not None:
             self._key = member.key
             member.abandon()
