@@ -166,7 +166,7 @@ class _Worker:
         if item is None:  # it has ended since
             return None
         fn, args = item.task[:2] if hasattr(item, "task") else (item.fn, item.args)  # Python 3.14 has a task
-        code = _code(fn, args)
+        code = code_of(fn, args)
         return None if code is None else (code, 0)
 
     @property
@@ -271,7 +271,7 @@ def _run(original: Any) -> Any:
     return run
 
 
-def _code(fn: Any, args: tuple[Any, ...]) -> CodeType | None:
+def code_of(fn: Any, args: tuple[Any, ...]) -> CodeType | None:
     """The code that a task runs, looking through partial objects and asyncio.to_thread's Context.run."""
     for _ in range(4):
         code = getattr(fn, "__code__", None)
