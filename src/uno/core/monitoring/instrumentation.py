@@ -64,6 +64,11 @@ _PARTY = _Party()
 Site = tuple[CodeType, int]
 
 
+def is_application(code: CodeType) -> bool:
+    """Whether code belongs to the application; cheap enough for hooks."""
+    return _PARTY[code.co_filename]
+
+
 def call_site(depth: int = 2) -> Site | None:
     """The innermost first-party frame above the caller, as ``(code, instruction offset)``.
 
