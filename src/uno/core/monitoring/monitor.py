@@ -711,8 +711,8 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _watch(loop: LoopTarget) -> None:
-    loop.watch(time.monotonic())
+def _watch(loop: LoopTarget) -> float:
+    return loop.watch(time.monotonic())
 
 
 def _weak_listener(monitor: ResourceMonitor) -> Callable[[str, Resource], None]:

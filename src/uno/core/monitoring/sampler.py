@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("uno.sampler")
 
 Mode = Literal["inline", "worker", "loop"]
-PULSE = 0.1
+#: Between ticks something may ask to be looked at: that often, when it wishes, never more often than PULSE_GAP.
+PULSE, PULSE_GAP = 0.1, 0.02
 STUCK = 5.0
 RETRY = 2.0
 #: So many calls run on workers at once; those that take longer than YOUNG seconds do not count.
@@ -80,7 +81,9 @@ class Sampler:
     def __init__(self, *, interval: float, tick: Callable[[], None], workers: Workers) -> None:
         self.interval = interval
         self.missed = 0
-        self.pulses: tuple[Callable[[], None], ...] = ()
+        #: each returns in how many seconds it is to be called again
+        self.pulses: tuple[Callable[[], float], ...] = ()
+        self._pulse_at = 0.0
         self._tick = tick
         self._workers = workers
         self._own = OwnLoop()
@@ -159,15 +162,23 @@ class Sampler:
                 self.missed += skipped
                 due += skipped * self.interval
             while not stop.is_set() and (left := due - time.monotonic()) > 0:
-                stop.wait(min(left, PULSE) if self.pulses else left)
+                stop.wait(min(left, self._until_pulse()))
                 self._pulse()
 
+    def _until_pulse(self) -> float:
+        return max(0.0, self._pulse_at - time.monotonic()) if self.pulses else self.interval
+
     def _pulse(self) -> None:
+        """Look at what is to be watched between ticks, if that is due."""
+        if not self.pulses or self._until_pulse() > 0.001:
+            return
+        wait = PULSE
         for pulse in self.pulses:
             try:
-                pulse()
+                wait = min(wait, pulse())
             except Exception:
                 log.exception("a watch failed")
+        self._pulse_at = time.monotonic() + max(wait, PULSE_GAP)
 
     # -- one round of jobs -----------------------------------------------------------------------------
 
@@ -201,7 +212,6 @@ class Sampler:
                 by_loop.setdefault(self._loop_of(job), []).append(job)
         for loop, group in by_loop.items():
             self._launch(loop, group)
-        pulse_at = now + PULSE
         self._submit_pending()
         while open_jobs:
             self._take_results(open_jobs)
@@ -210,11 +220,9 @@ class Sampler:
                 break
             now = time.monotonic()
             self._enforce(open_jobs, now)
-            if self.pulses and now >= pulse_at:
-                self._pulse()
-                pulse_at = now + PULSE
+            self._pulse()
             if open_jobs:
-                longest = YOUNG if self._pending else PULSE
+                longest = YOUNG if self._pending else min(PULSE, self._until_pulse())
                 self._wake.wait(min(longest, max(0.0, min(open_jobs.values()) - now)))
                 self._wake.clear()
         self._own.check()

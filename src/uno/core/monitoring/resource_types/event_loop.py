@@ -19,7 +19,9 @@ from uno.core.monitoring.type_monitor import ResourceTypeMonitor
 from uno.core.resources import Identity, Resource
 
 BEAT = 0.1
-OVERDUE = 0.15
+#: A beat that is so late is looked after from outside, and said to be blocked: together within 0.2 s.
+LOOK, OVERDUE = 0.03, 0.08
+AGAIN = 0.05
 REMEMBERED = 30.0
 _WATCH_GAP = 1.0
 _PLACES = 64
@@ -34,7 +36,7 @@ class Blocking(NamedTuple):
 
 
 class LoopTarget:
-    """One event loop, held weakly. ``watch`` is to be called every 0.1 s or so from another thread.
+    """One event loop, held weakly. ``watch`` is to be called from another thread when it asks for it.
 
     The beat is a timer handle, so ``asyncio.all_tasks()`` does not show it, and it ends with the loop.
     """
@@ -85,27 +87,34 @@ class LoopTarget:
         late = now - due
         return late if late > OVERDUE else 0.0
 
-    def watch(self, now: float) -> None:
-        """Look where the loop's thread is when the beat is overdue. ``now``: monotonic seconds."""
+    def watch(self, now: float) -> float:
+        """Look where the loop's thread is when the beat is overdue. ``now``: monotonic seconds.
+
+        Returns in how many seconds to look again: right after a beat that does not come, so that an idle loop is
+        looked at once a beat and a blocked one at once.
+        """
         gap, self._watched = now - self._watched, now
-        loop = self.loop
-        if loop is None or not self._due or now - self._due <= OVERDUE:
-            return
+        loop, due = self.loop, self._due
+        if loop is None or not due:
+            return BEAT
+        if now - due < LOOK:
+            return due + LOOK - now
         if not loop.is_running():
             self._due = 0.0  # stopped, not blocked: the next beat begins anew
         elif gap > _WATCH_GAP:
             pass  # whoever calls was late as well: the process stood still, not the loop
         elif self._thread is not None and len(self._places) < _PLACES:
             self._places[thread_position(self._thread)] += 1
+        return AGAIN
 
     def tasks(self, now: float) -> int | None:
-        """How many tasks are not done. Counting takes time with many tasks: 1 % of one thread at most."""
+        """How many tasks are not done. Counting takes time with many tasks: 0.2 % of one thread at most."""
         loop = self.loop
         if loop is None:
             return None
         if now >= self._count_after:
             self._tasks = len(asyncio.all_tasks(loop))
-            self._count_after = now + 100 * (monotonic() - now)
+            self._count_after = now + 500 * (monotonic() - now)
         return self._tasks
 
     def explain(self, now: float) -> str:
@@ -136,7 +145,8 @@ class LoopTarget:
             late = now - self._due
             self.lag.observe(late if late > 0 else 0.0)
             if self._places:
-                self.last = Blocking(late, now, self._places)
+                if late > OVERDUE:
+                    self.last = Blocking(late, now, self._places)
                 self._places = Counter()
         self._thread = threading.get_ident()
         self._due = now + BEAT
