@@ -200,7 +200,7 @@ function FirstSteps(): JSX.Element {
 }
 
 /** What every process has, without a word of its application. */
-const OWN = new Set(["process", "event_loop", "file_handle"]);
+const OWN = new Set(["process", "event_loop", "file_handle", "host"]);
 
 export function Overview(): JSX.Element {
   shape.value;

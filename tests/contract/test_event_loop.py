@@ -111,7 +111,7 @@ def test_a_line_is_named_within_200_ms(application: Loop, monitor: ResourceMonit
             time.sleep(0.002)
         named.append(time.monotonic() - began[0])
         wait_until(lambda: monitor.read("event-loop", BLOCKED) == 0, 5, "free again")
-    assert min(named) < 0.2, named  # the machine itself may stand still for a moment
+    assert sorted(named)[1] < 0.2, named  # the machine itself may stand still for a moment
 
 
 def test_a_computation_is_named_as_well(application: Loop, monitor: ResourceMonitor) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.servers import wait_until
 from uno.core.monitoring.monitor import ResourceMonitor
+from uno.core.monitoring.resource_types import file_handle
 from uno.core.monitoring.resource_types.file_handle import FileTarget
 from uno.core.resources import Resource, ResourceManager
 
@@ -83,6 +84,80 @@ def test_what_is_open_is_explained(files: Resource, tmp_path: Path) -> None:
             end.close()
     assert " sockets" in text
     assert f"the same file many times: {path} (12)" in text
+
+
+def test_descriptors_by_kind_and_sockets_by_peer(
+    monitor: ResourceMonitor, files: Resource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_handle, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(file_handle, "LOOK_SHARE", 0)
+    files.target._look_after = 0.0
+
+    def seen(metric: str, **labels: str) -> float:
+        return monitor.read(files.id, metric, labels) or 0
+
+    wait_until(lambda: seen("file.descriptors", kind="files") > 0, 5, "a look")
+    before = seen("file.descriptors", kind="sockets"), seen("file.descriptors", kind="pipes")
+    reader, writer = os.pipe()
+    server = socket.create_server(("127.0.0.1", 0))
+    port = server.getsockname()[1]
+    clients = [socket.create_connection(("127.0.0.1", port), timeout=None) for _ in range(4)]
+    accepted = [server.accept()[0] for _ in range(4)]
+    six = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    other = socket.create_connection(("::1", six.getsockname()[1]))
+    everything = [server, *clients, *accepted, six, other]
+    modes = [s.getblocking() for s in everything]
+    try:
+        wait_until(lambda: seen("file.sockets", peer=f"127.0.0.1:{port}") == 4, 5, "the server")
+        wait_until(lambda: seen("file.sockets", peer=f"clients of :{port}") == 4, 5, "the clients")
+        wait_until(lambda: seen("file.sockets", peer=f"listening :{port}") == 1, 5, "it listens")
+        wait_until(lambda: seen("file.sockets", peer=f"[::1]:{six.getsockname()[1]}") == 1, 5, "IPv6")
+        wait_until(lambda: seen("file.descriptors", kind="sockets") == before[0] + 11, 5, "sockets")
+        wait_until(lambda: seen("file.descriptors", kind="pipes") == before[1] + 2, 5, "pipes")
+        assert f"4 to 127.0.0.1:{port}" in files.driver.explain(files.target, COUNT)  # type: ignore[union-attr]
+    finally:
+        assert [s.getblocking() for s in everything] == modes
+        clients[0].sendall(b"it works")
+        assert accepted[0].recv(99) == b"it works"
+        for end in everything:
+            end.close()
+        os.close(reader)
+        os.close(writer)
+    wait_until(lambda: not seen("file.sockets", peer=f"127.0.0.1:{port}"), 5, "it is gone")
+
+
+def test_looking_leaves_the_timeout_of_sockets_alone() -> None:
+    """Python applies its default timeout to a descriptor that it is given, which would change the application's."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:
+        client.connect(server.getsockname())
+        target, before = FileTarget(), os.get_blocking(client.fileno())
+        socket.setdefaulttimeout(3)
+        try:
+            assert target.look().peers[f"127.0.0.1:{server.getsockname()[1]}"] == 1
+        finally:
+            socket.setdefaulttimeout(None)
+            target.stop()
+        assert before is os.get_blocking(client.fileno()) is True
+
+
+def test_peers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_handle, "MAX_PEERS", 3)
+    monkeypatch.setattr(file_handle, "MAX_KNOWN", 4)
+    servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(8)]
+    target = FileTarget()
+    try:
+        peers = target.seen().peers
+        assert len(peers) <= 4
+        assert peers[file_handle.OTHER] >= 5
+        for n in range(8):  # ever new ones
+            servers[n].close()
+            servers[n] = socket.create_server(("127.0.0.1", 0))
+            target._look_after = 0.0
+            assert len(target._known | set(target.seen().peers)) <= 5
+    finally:
+        target.stop()
+        for server in servers:
+            server.close()
 
 
 def test_a_forked_child_counts_its_own() -> None:

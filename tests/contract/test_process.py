@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -64,6 +65,36 @@ def test_pauses_of_the_garbage_collector(monitor: ResourceMonitor) -> None:
     wait_until(
         lambda: (monitor.read("process", "cpython.gc.pauses", stat="count") or 0) >= 3, 5, "three collections"
     )
+
+
+def test_runs_of_the_garbage_collector_and_what_it_cannot_free(monitor: ResourceMonitor) -> None:
+    def runs() -> float:
+        return (
+            monitor.read("process", "cpython.gc.collections", {"cpython.gc.generation": "2"}, stat="total")
+            or 0
+        )
+
+    before = runs()
+    gc.collect()
+    wait_until(lambda: runs() > before, 5, "a full run")
+    labels = {"cpython.gc.generation": "2"}
+    assert monitor.read("process", "cpython.gc.uncollectable_objects", labels, stat="total") is not None
+
+
+def test_context_switches_and_page_faults(monitor: ResourceMonitor) -> None:
+    def total(metric: str, **labels: str) -> float:
+        [series] = [
+            s for s in monitor.series("process") if s.metric == metric and labels.items() <= s.labels.items()
+        ]
+        return series.stats["total"] or 0
+
+    gave_way = {"process.context_switch.type": "voluntary"}
+    before = total("process.context_switches", **gave_way)
+    for _ in range(50):
+        time.sleep(0.0005)
+    wait_until(lambda: total("process.context_switches", **gave_way) >= before + 50, 5, "50 switches")
+    major = {"system.paging.fault.type": "major"}
+    assert total("process.paging.faults", **major) <= resource.getrusage(resource.RUSAGE_SELF).ru_majflt
 
 
 def test_nothing_is_left_behind() -> None:

@@ -32,6 +32,7 @@ from uno.core.monitoring.readings import Holder, Reading, UnknownMetricError, ch
 from uno.core.monitoring.resource_types import Recogniser, load
 from uno.core.monitoring.resource_types.event_loop import LoopTarget
 from uno.core.monitoring.resource_types.file_handle import FileTarget
+from uno.core.monitoring.resource_types.host import HostTarget
 from uno.core.monitoring.resource_types.process import ProcessTarget
 from uno.core.monitoring.sampler import Sampler, running_loop
 from uno.core.monitoring.series import STATS, Batch, SeriesStore
@@ -55,6 +56,7 @@ log = logging.getLogger("uno.monitor")
 SELF = "uno"
 NAMES_EVERY = 5.0
 STOP_SECONDS = 1.5
+BUILT_IN = ((ProcessTarget, "process"), (FileTarget, "process-files"), (HostTarget, "host"))
 
 M = TypeVar("M", Counter, Gauge, Histogram)
 T = TypeVar("T")
@@ -228,7 +230,7 @@ class ResourceMonitor:
         self._built_in.append(self.manager.register(LoopTarget(loop), id=self._free("event-loop"), loop=loop))
 
     def _register_built_in(self) -> None:
-        for make, id in ((ProcessTarget, "process"), (FileTarget, "process-files")):
+        for make, id in BUILT_IN:
             if not any(type(r.target) is make for r in self.manager):
                 self._built_in.append(self.manager.register(make(), id=self._free(id)))
 

@@ -1,4 +1,4 @@
-"""How is the process itself watched? CPU, memory, threads, pauses of the garbage collector."""
+"""How is the process itself watched? CPU, memory, threads, pauses of the garbage collector, its container."""
 
 from __future__ import annotations
 
@@ -12,14 +12,11 @@ from collections.abc import Mapping
 
 from uno.core.monitoring.metrics import HistogramCell
 from uno.core.monitoring.names import pick
+from uno.core.monitoring.resource_types._cgroup import Cgroup
 from uno.core.monitoring.resource_types._procfs import ProcFile
 from uno.core.monitoring.thresholds import Threshold
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
 from uno.core.resources import Identity, Resource
-
-_CGROUP = "/sys/fs/cgroup"
-#: cgroup v1 writes "no limit" as the largest number of whole pages
-_NO_LIMIT = 1 << 62
 
 
 class ProcessTarget:
@@ -27,8 +24,10 @@ class ProcessTarget:
 
     def __init__(self) -> None:
         self.gc_pauses = HistogramCell()
-        self.memory_limit = _memory_limit()
-        self.cpu_limit = _cpu_limit()
+        self.group = Cgroup()
+        self.memory_limit = self.group.memory().limit
+        self.cpu_limit = _cpu_limit(self.group.cpu_limit)
+        self._throttled: tuple[float, float] | None = None  # periods, throttled ones
         self._stat = ProcFile("/proc/self/stat")
         self._last: tuple[int, float, float] | None = None  # pid, time, CPU time
         self._paused_at = 0.0
@@ -59,6 +58,13 @@ class ProcessTarget:
             return used, None
         return used, max(0.0, used - last[2]) / (now - last[1])
 
+    def throttled_ratio(self, periods: float, throttled: float) -> float | None:
+        """Share of the periods since the last call in which the container was stopped at its CPU quota."""
+        last, self._throttled = self._throttled, (periods, throttled)
+        if last is None or periods < last[0] or throttled < last[1]:
+            return None
+        return 0.0 if periods == last[0] else min(1.0, (throttled - last[1]) / (periods - last[0]))
+
     def memory_threads_uptime(self) -> tuple[float | None, float | None, float | None]:
         """(resident bytes, threads, seconds since the start), each None where the system does not tell."""
         try:
@@ -72,7 +78,11 @@ class ProcessTarget:
 
 
 class ProcessMonitor(ResourceTypeMonitor):
-    """CPU, memory, threads, uptime and GC pauses of this process."""
+    """CPU, memory, threads, uptime and GC pauses of this process, and what its container may use.
+
+    Only Linux tells of containers (control groups v1 and v2) and their pressure, which v1 has none of; Windows has no
+    context switches and page faults. `uno.resource.utilization` is the container's memory, where it has a limit.
+    """
 
     resource_type = "process"
     targets = (f"{__name__}.ProcessTarget",)
@@ -84,7 +94,18 @@ class ProcessMonitor(ResourceTypeMonitor):
         "process.memory.usage",
         "process.thread.count",
         "process.uptime",
+        "process.context_switches",
+        "process.paging.faults",
         "cpython.gc.pauses",
+        "cpython.gc.collections",
+        "cpython.gc.uncollectable_objects",
+        "container.memory.usage",
+        "container.memory.limit",
+        "container.memory.oom_kills",
+        "container.cpu.limit",
+        "container.cpu.throttled_time",
+        "container.cpu.throttled_ratio",
+        "container.pressure.stall_time",
     )
     headline = (
         "process.cpu.utilization",
@@ -97,6 +118,10 @@ class ProcessMonitor(ResourceTypeMonitor):
         (
             "process.cpu.utilization",
             Threshold(0.95, None, "A whole core is in use; Python code cannot use more", for_=30),
+        ),
+        (
+            "container.cpu.throttled_ratio",
+            Threshold(0.25, None, "The container is stopped at its CPU quota", for_=30),
         ),
         ("cpython.gc.pauses", Threshold(0.2, 1.0, "The garbage collector stops everything", stat="max")),
     )
@@ -121,12 +146,41 @@ class ProcessMonitor(ResourceTypeMonitor):
         update("process.thread.count", threads)
         update("process.uptime", uptime)
         update("cpython.gc.pauses", target.gc_pauses)
-        if target.memory_limit is not None:
-            update("uno.resource.utilization", None if memory is None else memory / target.memory_limit)
+        for generation, stats in enumerate(gc.get_stats()):
+            update("cpython.gc.collections", stats["collections"], {"cpython.gc.generation": generation})
+            update(
+                "cpython.gc.uncollectable_objects",
+                stats["uncollectable"],
+                {"cpython.gc.generation": generation},
+            )
+        for name, label, values in _rusage():
+            for kind, value in values.items():
+                update(name, value, {label: kind})
+        self._collect_container(target)
+
+    def _collect_container(self, target: ProcessTarget) -> None:
+        group, update = target.group, self.update_metric
+        used, limit = group.memory()
+        update("container.memory.usage", used)
+        if limit is not None:
+            update("container.memory.limit", limit)
+            update("uno.resource.utilization", None if used is None else used / limit)
+        update("container.memory.oom_kills", group.oom_kills())
+        update("container.cpu.limit", group.cpu_limit)
+        throttled = group.throttling()
+        if throttled is not None:
+            update("container.cpu.throttled_time", throttled.seconds)
+            ratio = target.throttled_ratio(throttled.periods, throttled.throttled)
+            update("container.cpu.throttled_ratio", ratio)
+        for (what, kind), seconds in group.pressure().items():
+            labels = {"pressure.resource": what, "pressure.kind": kind}
+            update("container.pressure.stall_time", seconds, labels)
 
     def capacity(self, target: ProcessTarget) -> tuple[float, float | None] | None:
-        memory = target.memory_threads_uptime()[0]
-        return None if memory is None else (memory, target.memory_limit)
+        used, limit = target.group.memory()
+        if limit is None or used is None:
+            used, limit = target.memory_threads_uptime()[0], None
+        return None if used is None else (used, limit)
 
     def statistics(self, target: ProcessTarget) -> Mapping[str, float | None]:
         memory, threads, uptime = target.memory_threads_uptime()
@@ -164,29 +218,29 @@ def _by_psutil() -> tuple[float | None, float | None, float | None]:
         return None, threading.active_count(), None
 
 
-def _memory_limit() -> float | None:
-    """Bytes that the container may use: cgroup v2, else v1, else None."""
-    for path in ("memory.max", "memory/memory.limit_in_bytes"):
-        words = _words(path)
-        if words and words[0].isdigit() and int(words[0]) < _NO_LIMIT:
-            return int(words[0])
-    return None
-
-
-def _cpu_limit() -> float | None:
-    """Cores that may be used: the container's quota (cgroup v2, v1) or the allowed processors."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores: float | None = len(affinity(0)) if affinity is not None else os.cpu_count()
-    quota = _words("cpu.max") or (_words("cpu/cpu.cfs_quota_us") + _words("cpu/cpu.cfs_period_us"))
-    if len(quota) == 2 and quota[0].isdigit() and int(quota[1]):
-        limit = int(quota[0]) / int(quota[1])
-        cores = limit if cores is None else min(cores, limit)
-    return cores
-
-
-def _words(path: str) -> list[str]:
+def _rusage() -> list[tuple[str, str, dict[str, int]]]:
+    """Context switches and page faults by kind; empty where the system does not tell."""
     try:
-        with open(f"{_CGROUP}/{path}") as file:
-            return file.read().split()
-    except (OSError, ValueError):
+        import resource
+    except ImportError:  # Windows
         return []
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return [
+        (
+            "process.context_switches",
+            "process.context_switch.type",
+            {"voluntary": used.ru_nvcsw, "involuntary": used.ru_nivcsw},
+        ),
+        (
+            "process.paging.faults",
+            "system.paging.fault.type",
+            {"major": used.ru_majflt, "minor": used.ru_minflt},
+        ),
+    ]
+
+
+def _cpu_limit(quota: float | None) -> float | None:
+    """Cores that may be used: the container's quota or the allowed processors."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    allowed: float | None = len(affinity(0)) if affinity is not None else os.cpu_count()
+    return min((limit for limit in (quota, allowed) if limit is not None), default=None)
