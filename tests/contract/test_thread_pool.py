@@ -114,6 +114,22 @@ def test_to_thread_keeps_the_name_of_its_caller(monitor: ResourceMonitor) -> Non
     )
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_the_default_executor_of_a_loop_is_found_by_its_use(monitor: ResourceMonitor, loop: str) -> None:
+    make = pytest.importorskip(loop).new_event_loop
+
+    async def work() -> None:
+        await asyncio.to_thread(time.sleep, 0)
+        stats = [monitor.stat_of(r) for r in monitor.discover_resources("thread_pool")]
+        stats += [monitor.stat_of(r) for r in monitor.manager.by_type("thread_pool")]
+        assert any("test_the_default_executor" in who for stat in stats if stat for who in stat.callers)
+
+    with asyncio.Runner(loop_factory=make) as runner:
+        runner.run(work())
+        names = {r.id for r in monitor.manager.by_type("thread_pool")}
+    assert any(name.startswith("thread_pool-") for name in names)
+
+
 def test_a_discovered_pool_goes_when_the_application_drops_it() -> None:
     pool = ThreadPoolExecutor(1, thread_name_prefix="resizer")
     with ResourceMonitor(ResourceManager(), interval=0.05) as monitor:

@@ -15,7 +15,7 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import lru_cache, partial
 from threading import current_thread, local
 from time import get_clock_info, monotonic, perf_counter
 from types import CodeType, FrameType
@@ -67,6 +67,21 @@ Site = tuple[CodeType, int]
 def is_application(code: CodeType) -> bool:
     """Whether code belongs to the application; cheap enough for hooks."""
     return _PARTY[code.co_filename]
+
+
+def code_of(fn: Any, args: tuple[Any, ...]) -> CodeType | None:
+    """The code that a task runs, looking through partial objects and asyncio.to_thread's Context.run."""
+    for _ in range(4):
+        code = getattr(fn, "__code__", None)
+        if code.__class__ is CodeType:
+            return code
+        if fn.__class__ is partial:
+            fn, args = fn.func, fn.args + args
+        elif getattr(fn, "__name__", "") == "run" and args:
+            fn, args = args[0], args[1:]
+        else:
+            return None
+    return None
 
 
 def call_site(depth: int = 2) -> Site | None:

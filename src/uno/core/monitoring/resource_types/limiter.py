@@ -23,6 +23,7 @@ from uno.core.monitoring.instrumentation import (
     announce,
     call_site,
     caller,
+    code_of,
     describe_holds,
     describe_site,
     failures,
@@ -32,7 +33,6 @@ from uno.core.monitoring.instrumentation import (
     thread_position,
 )
 from uno.core.monitoring.names import pick
-from uno.core.monitoring.resource_types.thread_pool import code_of
 from uno.core.monitoring.thresholds import Threshold
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
 from uno.core.resources import Identity, Resource

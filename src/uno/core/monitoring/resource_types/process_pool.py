@@ -21,6 +21,7 @@ from uno.core.monitoring.instrumentation import (
     Stat,
     announce,
     caller,
+    code_of,
     describe_error,
     describe_holds,
     failures,
@@ -28,7 +29,6 @@ from uno.core.monitoring.instrumentation import (
     stat_of,
 )
 from uno.core.monitoring.names import pick
-from uno.core.monitoring.resource_types.thread_pool import code_of
 from uno.core.monitoring.thresholds import Threshold
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
 from uno.core.resources import Identity, Resource

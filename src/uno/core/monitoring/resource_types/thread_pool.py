@@ -6,11 +6,10 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from functools import partial
 from math import inf
 from threading import get_ident
 from time import monotonic, perf_counter
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any
 
 from uno.core.monitoring.instrumentation import (
@@ -24,6 +23,7 @@ from uno.core.monitoring.instrumentation import (
     Stat,
     announce,
     caller,
+    code_of,
     describe_error,
     describe_holds,
     describe_slow,
@@ -269,18 +269,3 @@ def _run(original: Any) -> Any:
             failures("ThreadPoolExecutor.run", error)
 
     return run
-
-
-def code_of(fn: Any, args: tuple[Any, ...]) -> CodeType | None:
-    """The code that a task runs, looking through partial objects and asyncio.to_thread's Context.run."""
-    for _ in range(4):
-        code = getattr(fn, "__code__", None)
-        if code.__class__ is CodeType:
-            return code
-        if fn.__class__ is partial:
-            fn, args = fn.func, fn.args + args
-        elif getattr(fn, "__name__", "") == "run" and args:
-            fn, args = args[0], args[1:]
-        else:
-            return None
-    return None
