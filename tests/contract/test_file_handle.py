@@ -6,6 +6,7 @@ import asyncio
 import os
 import resource as limits
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -133,11 +134,27 @@ def test_looking_leaves_the_timeout_of_sockets_alone() -> None:
         target, before = FileTarget(), os.get_blocking(client.fileno())
         socket.setdefaulttimeout(3)
         try:
-            assert target.look().peers[f"127.0.0.1:{server.getsockname()[1]}"] == 1
+            seen = target.look()
+            assert seen is not None
+            assert seen.peers[f"127.0.0.1:{server.getsockname()[1]}"] == 1
         finally:
             socket.setdefaulttimeout(None)
             target.stop()
         assert before is os.get_blocking(client.fileno()) is True
+
+
+def peers_of(target: FileTarget) -> Counter[str]:
+    seen = target.seen()
+    assert seen is not None
+    return seen.peers
+
+
+def test_a_look_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_handle, "LOOK_AT_MOST", 0.0)
+    target = FileTarget()
+    assert target.seen() is None
+    assert target.look() is not None
+    target.stop()
 
 
 def test_peers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,14 +163,14 @@ def test_peers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(8)]
     target = FileTarget()
     try:
-        peers = target.seen().peers
+        peers = peers_of(target)
         assert len(peers) <= 4
         assert peers[file_handle.OTHER] >= 5
         for n in range(8):  # ever new ones
             servers[n].close()
             servers[n] = socket.create_server(("127.0.0.1", 0))
             target._look_after = 0.0
-            assert len(target._known | set(target.seen().peers)) <= 5
+            assert len(target._known | set(peers_of(target))) <= 5
     finally:
         target.stop()
         for server in servers:

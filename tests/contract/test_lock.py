@@ -169,9 +169,22 @@ async def test_it_dies_when_it_is_dropped(monitor: ResourceMonitor) -> None:
     await soon(lambda: resource not in monitor.manager, "the resource leaves")
 
 
-def test_the_classes_are_as_before_and_hooked_again() -> None:
-    for _ in range(2):
-        with ResourceMonitor(ResourceManager(), interval=0.05):
-            assert "Semaphore.__enter__" in hooked("threading")
-            assert "Lock.acquire" in hooked("asyncio.locks")
-        assert hooked("threading", "asyncio.locks") == []
+def test_everything_is_as_before_and_hooked_again() -> None:
+    for lock in (threading.Semaphore(), asyncio.Lock()):
+        before = set(vars(lock))
+        first, second = (ResourceMonitor(ResourceManager(), interval=0.05) for _ in range(2))
+        for monitor in (first, second):
+            monitor.manager.register(lock, id="it")
+        for _ in range(2):
+            with first:
+                assert hooked("threading") == ["Semaphore.__enter__"]
+                with second:
+                    assert "acquire" in vars(lock)
+                assert "acquire" in vars(lock)
+                with ResourceMonitor(ResourceManager(), interval=0.05) as third:
+                    third.manager.register(lock, id="it")
+                    third.manager.unregister("it")
+                assert "acquire" in vars(lock)
+            assert hooked("threading") == []
+            assert not {"acquire", "release"} & set(vars(lock))
+        assert set(vars(lock)) == before

@@ -11,13 +11,15 @@ from collections.abc import Iterator, Mapping
 from time import monotonic
 from typing import NamedTuple
 
+from uno.core.monitoring.resource_types._procfs import ProcFile
+
 ROOT = "/sys/fs/cgroup"
 #: cgroup v1 writes "no limit" as the largest number of whole pages.
 NO_LIMIT = 1 << 62
-#: Reading memory.stat makes the kernel sum over all processors, so it is read that rarely.
+#: Reading memory.stat makes the kernel sum over all processors, so it and the limit are read that rarely.
 STAT_SECONDS = 5.0
 MAX_DEPTH = 16
-STALLS = ("some", "full")
+WAITED_FOR, STALLS = ("cpu", "memory", "io"), ("some", "full")
 
 
 class Throttling(NamedTuple):
@@ -47,8 +49,12 @@ class Cgroup:
         self._cpu_v1 = _v1(root, groups, "cpu")
         self.memory_folder = self._find_memory()
         self.cpu_limit, self._cpu_folder = self._find_cpu()
+        # Only the group of the whole machine has no events; its pressure is that of the host.
+        self._has_pressure = bool(self._v2) and os.path.exists(f"{self._v2[0]}/cgroup.events")
+        self._limit: float | None = None
         self._inactive = 0.0
-        self._inactive_at = -STAT_SECONDS
+        self._looked_at = -STAT_SECONDS
+        self._files: dict[str, ProcFile | None] = {}
 
     def _find_memory(self) -> str | None:
         """The group whose limit is the smallest; without any limit, the innermost that tells its use."""
@@ -77,35 +83,47 @@ class Cgroup:
         folder = self.memory_folder
         if folder is None:
             return Memory(None, None)
-        v2 = os.path.exists(f"{folder}/memory.current")
-        used = amount(read(f"{folder}/{'memory.current' if v2 else 'memory.usage_in_bytes'}"))
-        limit = amount(read(f"{folder}/{'memory.max' if v2 else 'memory.limit_in_bytes'}"))
         now = monotonic()
-        if now - self._inactive_at >= STAT_SECONDS:
-            self._inactive_at = now
+        if now - self._looked_at >= STAT_SECONDS:
+            self._looked_at = now
+            self._limit = amount(read(f"{folder}/memory.max") or read(f"{folder}/memory.limit_in_bytes"))
             stat = table(read(f"{folder}/memory.stat"))
             self._inactive = stat.get("total_inactive_file", stat.get("inactive_file", 0.0))
-        return Memory(None if used is None else max(0.0, used - self._inactive), limit)
+        used = amount(self._text(folder, "memory.current", "memory.usage_in_bytes"))
+        return Memory(None if used is None else max(0.0, used - self._inactive), self._limit)
 
     def oom_kills(self) -> float | None:
         """Processes of the group that were killed for want of memory."""
-        folder = self.memory_folder
-        if folder is None:
+        if self.memory_folder is None:
             return None
-        events = table(read(f"{folder}/memory.events")) or table(read(f"{folder}/memory.oom_control"))
-        return events.get("oom_kill")
+        return table(self._text(self.memory_folder, "memory.events", "memory.oom_control")).get("oom_kill")
 
     def throttling(self) -> Throttling | None:
         """How often the group was stopped since it had used up its processor time; None without a quota."""
         if self._cpu_folder is None or self.cpu_limit is None:
             return None
-        return throttling(read(f"{self._cpu_folder}/cpu.stat"))
+        return throttling(self._text(self._cpu_folder, "cpu.stat"))
 
     def pressure(self) -> dict[tuple[str, str], float]:
         """Seconds in which work of the group stood still, by what it waited for and whether some or all of it did."""
-        # Only the group of the whole machine has no events.
-        ours = self._v2 and os.path.exists(f"{self._v2[0]}/cgroup.events")
-        return pressure(self._v2[0], ".pressure") if ours else {}
+        if not self._has_pressure:
+            return {}
+        return pressure({what: self._text(self._v2[0], f"{what}.pressure") for what in WAITED_FOR})
+
+    def close(self) -> None:
+        """Give the kept descriptors back."""
+        for file in self._files.values():
+            if file is not None:
+                file.close()
+
+    def _text(self, folder: str, *names: str) -> str:
+        """What the first of these files that exists says."""
+        key = names[0]
+        if key not in self._files:
+            path = next((f"{folder}/{name}" for name in names if os.path.exists(f"{folder}/{name}")), None)
+            self._files[key] = None if path is None else ProcFile(path)
+        file = self._files[key]
+        return "" if file is None else file.text()
 
 
 # -- what the files say --------------------------------------------------------------------------------
@@ -186,13 +204,9 @@ def stalls(text: str) -> dict[str, float]:
     return found
 
 
-def pressure(folder: str, suffix: str = "") -> dict[tuple[str, str], float]:
-    """Stalls by what was waited for, of a group or (``/proc/pressure``) of the machine."""
-    return {
-        (what, kind): seconds
-        for what in ("cpu", "memory", "io")
-        for kind, seconds in stalls(read(f"{folder}/{what}{suffix}")).items()
-    }
+def pressure(texts: Mapping[str, str]) -> dict[tuple[str, str], float]:
+    """Stalls by what was waited for, from the texts of pressure files."""
+    return {(what, kind): seconds for what, text in texts.items() for kind, seconds in stalls(text).items()}
 
 
 # -- where the files are -------------------------------------------------------------------------------

@@ -7,12 +7,15 @@ import threading
 
 
 class ProcFile:
-    """A small file of ``/proc/self``. It follows a fork: there, ``self`` is another process."""
+    """A small file of ``/proc`` or a control group. It follows a fork: there, ``self`` is another process.
 
-    __slots__ = ("_fd", "_lock", "_path", "_pid")
+    One call for each reading matters: each gives the GIL away, and a busy process gives it back only after 5 ms.
+    """
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    __slots__ = ("_fd", "_lock", "_path", "_pid", "_size")
+
+    def __init__(self, path: str, size: int = 4_096) -> None:
+        self._path, self._size = path, size
         self._fd = -1
         self._pid = 0
         self._lock = threading.Lock()
@@ -27,7 +30,14 @@ class ProcFile:
         with self._lock:  # or close() could hand the number of the descriptor to another file meanwhile
             if self._fd < 0:
                 self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-            return os.pread(self._fd, 4_096, 0)
+            return os.pread(self._fd, self._size, 0)
+
+    def text(self) -> str:
+        """The whole content; "" where there is no such file or it may not be read."""
+        try:
+            return self.read().decode(errors="replace")
+        except (OSError, ValueError):
+            return ""
 
     def close(self) -> None:
         """Give the descriptor back; a later read opens it again."""

@@ -22,6 +22,8 @@ MAX_EXPLAINED = 1_000
 MAX_PEERS, MAX_KNOWN = 20, 100
 #: Looking at every descriptor costs some microseconds each: 0.1 % of one thread at most, and not more often than that.
 LOOK_SECONDS, LOOK_SHARE = 2.0, 1_000
+#: In a process that is busy with Python each call may take 5 ms; a look that takes so long is given up.
+LOOK_AT_MOST, EXPLAIN_AT_MOST = 0.05, 0.5
 OTHER = "other"
 
 
@@ -39,7 +41,7 @@ class FileTarget:
     def __init__(self) -> None:
         self.count = _counter()
         self._io = ProcFile("/proc/self/io")
-        self._seen = Seen(Counter(), Counter(), Counter())
+        self._seen: Seen | None = None
         self._look_after = 0.0
         self._known: set[str] = set()
 
@@ -67,12 +69,12 @@ class FileTarget:
             return _io_by_psutil()
         return read, written, reads, writes
 
-    def seen(self) -> Seen:
-        """What descriptors lead to, looked up once in a while; all empty off Linux."""
+    def seen(self) -> Seen | None:
+        """What descriptors lead to, looked up once in a while. None off Linux, and when there was no time for it."""
         now = monotonic()
         if now >= self._look_after:
-            self._seen = self.look()
-            peers = self._seen.peers
+            self._seen = self.look(LOOK_AT_MOST)
+            peers = self._seen.peers if self._seen else Counter()
             for peer in [peer for peer in peers if peer not in self._known and peer != OTHER]:
                 if len(self._known) < MAX_KNOWN:
                     self._known.add(peer)
@@ -81,16 +83,19 @@ class FileTarget:
             self._look_after = now + max(LOOK_SECONDS, LOOK_SHARE * (monotonic() - now))
         return self._seen
 
-    def look(self) -> Seen:
-        """What the first 1,000 descriptors lead to now."""
+    def look(self, at_most: float = EXPLAIN_AT_MOST) -> Seen | None:
+        """What the first 1,000 descriptors lead to now; None when that cannot be told in ``at_most`` seconds."""
+        until = monotonic() + at_most
         kinds: Counter[str] = Counter()
         paths: Counter[str] = Counter()
         sockets = []
         try:
             names = os.listdir(_FDS)[:MAX_EXPLAINED]
         except OSError:
-            names = []
+            return None
         for name in names:
+            if monotonic() > until:
+                return None
             try:
                 leads_to = os.readlink(f"{_FDS}/{name}")
             except OSError:  # closed meanwhile
@@ -103,7 +108,8 @@ class FileTarget:
                 sockets.append(int(name))
             else:  # "pipe:[12]", "anon_inode:[eventpoll]", "/dev/null"
                 kinds["devices" if leads_to.startswith("/") else leads_to.partition(":")[0] + "s"] += 1
-        return Seen(kinds, paths, _peers(sockets))
+        peers = _peers(sockets, until)
+        return None if peers is None else Seen(kinds, paths, peers)
 
 
 class FileMonitor(ResourceTypeMonitor):
@@ -150,10 +156,11 @@ class FileMonitor(ResourceTypeMonitor):
             update("process.unix.file_descriptor.max", limit)
             update("uno.resource.utilization", None if in_use is None else in_use / limit)
         seen = target.seen()
-        for kind, number in seen.kinds.items():
-            update("file.descriptors", number, {"kind": kind})
-        for peer, number in seen.peers.items():
-            update("file.sockets", number, {"peer": peer})
+        if seen is not None:
+            for kind, number in seen.kinds.items():
+                update("file.descriptors", number, {"kind": kind})
+            for peer, number in seen.peers.items():
+                update("file.sockets", number, {"peer": peer})
         read, written, reads, writes = target.io() or (None, None, None, None)
         update("file.io", read, {"direction": "read"})
         update("file.io", written, {"direction": "write"})
@@ -179,9 +186,10 @@ class FileMonitor(ResourceTypeMonitor):
         return True
 
     def explain(self, target: FileTarget, metric: str) -> str:
-        kinds, paths, peers = target.look()
-        if not kinds:
+        seen = target.look()
+        if seen is None:
             return ""
+        kinds, paths, peers = seen
         text = "open: " + ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(5))
         often = [f"{path} ({n})" for path, n in paths.most_common(3) if n > 1]
         folders = Counter(os.path.dirname(path) or "." for path in paths.elements()).most_common(1)
@@ -194,9 +202,15 @@ class FileMonitor(ResourceTypeMonitor):
         return text
 
 
-def _peers(fds: list[int]) -> Counter[str]:
+def _peers(fds: list[int], until: float) -> Counter[str] | None:
     """Sockets by who is at the other end: a server's host:port, "clients of :8000", "listening :8000", "unix"."""
-    found = [end for fd in fds if (end := _ends(fd)) is not None]
+    found = []
+    for fd in fds:
+        if monotonic() > until:
+            return None
+        end = _ends(fd)
+        if end is not None:
+            found.append(end)
     listening = {port for port, peer in found if peer is None and port}
     peers: Counter[str] = Counter()
     for port, peer in found:

@@ -8,7 +8,8 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from uno.core.monitoring.names import pick
-from uno.core.monitoring.resource_types._cgroup import pressure, read
+from uno.core.monitoring.resource_types._cgroup import WAITED_FOR, pressure, read
+from uno.core.monitoring.resource_types._procfs import ProcFile
 from uno.core.monitoring.thresholds import Threshold
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
 from uno.core.resources import Identity, Resource
@@ -47,14 +48,24 @@ class HostTarget:
     def __init__(self, proc: str = "/proc", sys: str = "/sys") -> None:
         self._proc, self._sys = proc, sys
         self._linux = os.path.exists(f"{proc}/meminfo")
+        self._stat, self._meminfo = ProcFile(f"{proc}/stat"), ProcFile(f"{proc}/meminfo")
+        self._diskstats = ProcFile(f"{proc}/diskstats", 65_536)
+        self._pressure = {
+            what: ProcFile(path) for what in WAITED_FOR if os.path.exists(path := f"{proc}/pressure/{what}")
+        }
         self._last: tuple[float, float] | None = None  # busy, all
         self._looked_at = -LOOK_SECONDS
         self._disks: frozenset[str] = frozenset()
         self._mounts: list[str] = []
 
+    def stop(self) -> None:
+        """Give the kept descriptors back."""
+        for file in (self._stat, self._meminfo, self._diskstats, *self._pressure.values()):
+            file.close()
+
     def cpu(self) -> float | None:
         """Share of all processors that was busy since the last call; None the first time."""
-        times = cpu_times(read(f"{self._proc}/stat")) if self._linux else _psutil_cpu()
+        times = cpu_times(self._stat.text()) if self._linux else _psutil_cpu()
         last, self._last = self._last, times
         if times is None or last is None or times[1] <= last[1]:
             return None
@@ -69,18 +80,18 @@ class HostTarget:
 
     def memory(self) -> Memory:
         """Memory and swap space."""
-        return memory(read(f"{self._proc}/meminfo")) if self._linux else _psutil_memory()
+        return memory(self._meminfo.text()) if self._linux else _psutil_memory()
 
     def pressure(self) -> dict[tuple[str, str], float]:
         """Seconds in which work of the machine stood still; empty where the system does not tell."""
-        return pressure(f"{self._proc}/pressure") if self._linux else {}
+        return pressure({what: file.text() for what, file in self._pressure.items()})
 
     def disks(self) -> dict[str, Disk]:
         """Whole disks by name."""
         self._look()
         if not self._linux:
             return _psutil_disks()
-        return disks(read(f"{self._proc}/diskstats"), self._disks)
+        return disks(self._diskstats.text(), self._disks)
 
     def file_systems(self) -> dict[str, tuple[float, float]]:
         """(share in use, bytes) of each local file system. The share is that of what users may have."""
@@ -147,6 +158,9 @@ class HostMonitor(ResourceTypeMonitor):
 
     def identify(self, target: HostTarget) -> Identity:
         return Identity("host")
+
+    def detach(self, target: HostTarget) -> None:
+        target.stop()
 
     def collect_metrics(self, resource: Resource) -> None:
         target: HostTarget = resource.target

@@ -138,7 +138,8 @@ def _is_for_threads(target: Any) -> bool:
     backend, lowlevel = sys.modules.get(_BACKEND), sys.modules.get("anyio.lowlevel")
     try:
         variable, loops = backend._default_thread_limiter, lowlevel._run_vars  # type: ignore[union-attr]
-        return any(values.get(variable) is target for values in list(loops.values()))
+        keys = (variable, variable._name)  # newer and older versions
+        return any(values.get(key) is target for values in list(loops.values()) for key in keys)
     except (AttributeError, RuntimeError):  # another version; a loop that came meanwhile
         return False
 

@@ -1,6 +1,7 @@
 """How are locks and semaphores watched? Those of asyncio and threading that the application holds by a name.
 
-Hooks act on watched ones only. ``threading.Lock`` and ``RLock`` are immutable C: whether they are held is all that can
+A library may take its own locks a million times a second, so the hooks sit on the watched objects alone, held there by
+a weak reference. ``threading.Lock`` and ``RLock`` are immutable C: whether they are held is all that can
 be told, and of an RLock by which thread.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from itertools import count
 from time import monotonic, perf_counter
@@ -34,6 +36,8 @@ from uno.core.resources import Identity, Resource
 
 _OWNER = re.compile(r"<(?:un)?locked _thread\.RLock object owner=(\d+) count=(\d+)")
 _keys = count(1)
+#: While nobody holds it or waits, the place that takes a lock is looked up at most this often.
+SITE_SECONDS = 0.001
 
 
 class LockMonitor(ResourceTypeMonitor):
@@ -70,26 +74,37 @@ class LockMonitor(ResourceTypeMonitor):
     def identify(self, target: Any) -> Identity:
         return Identity("lock", labels={"kind": f"{type(target).__module__}.{type(target).__name__}"})
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._watched: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._installed = False
+
     def attach(self, target: Any) -> None:
         if _is_hooked(target):
             _limit(target, stat_of(target))
+            self._watched.add(target)
+            if self._installed:
+                _hook(target)
 
     def detach(self, target: Any) -> None:
-        if _is_hooked(target):
-            target.__dict__.pop(ATTRIBUTE, None)
+        if target in self._watched:
+            self._watched.discard(target)
+            if self._installed:
+                _unhook(target)
 
     def install(self) -> list[Callable[[], None]]:
-        undo = [
-            install(asyncio.Lock, "acquire", _acquire_async),
-            install(asyncio.Lock, "release", _release),
-            install(asyncio.Semaphore, "acquire", _acquire_async),
-            install(asyncio.Semaphore, "release", _release),
-            install(threading.Semaphore, "release", _release),
-            install(threading.BoundedSemaphore, "release", _release),
-        ]
-        # Two names for one function: "with semaphore" does not look up acquire.
-        undo += [install(threading.Semaphore, name, _acquire) for name in ("acquire", "__enter__")]
-        return undo
+        undo = install(threading.Semaphore, "__enter__", _enter)
+        self._installed = True
+        for target in list(self._watched):
+            _hook(target)
+
+        def uninstall() -> None:
+            undo()
+            self._installed = False
+            for target in list(self._watched):
+                _unhook(target)
+
+        return [uninstall]
 
     def collect_metrics(self, resource: Resource) -> None:
         target = resource.target
@@ -180,12 +195,47 @@ def _who() -> int:
     return threading.get_ident()
 
 
+def _hook(target: Any) -> None:
+    """Let ``target`` tell of itself; counted, since several monitors may watch it."""
+    extra = stat_of(target).extra
+    extra["users"] = extra.get("users", 0) + 1
+    if extra["users"] == 1:
+        reference = weakref.ref(target)
+        is_thread = isinstance(target, threading.Semaphore)
+        target.acquire = (_acquire if is_thread else _acquire_async)(reference, type(target).acquire)
+        target.release = _release(reference, type(target).release)
+
+
+def _unhook(target: Any) -> None:
+    stat: Stat | None = target.__dict__.get(ATTRIBUTE)
+    if stat is None:
+        return
+    stat.extra["users"] -= 1
+    if stat.extra["users"] == 0:
+        for name in ("acquire", "release", ATTRIBUTE):
+            target.__dict__.pop(name, None)
+
+
+def _enter(original: Any) -> Any:
+    """``with`` finds ``__enter__`` on the class, where it is another name of acquire."""
+
+    def __enter__(self: Any) -> Any:
+        return self.acquire()
+
+    return __enter__
+
+
 def _asked(target: Any) -> Hold | None:
     """Somebody asks who may have to wait. None when it cannot be noted."""
     try:
         stat: Stat = target.__dict__[ATTRIBUTE]
-        hold = Hold(call_site(3), caller(), monotonic())
-        if target.locked() if isinstance(target, asyncio.Lock) else target._value <= 0:
+        waits = target.locked() if isinstance(target, asyncio.Lock) else target._value <= 0
+        now, site = monotonic(), None
+        if waits or stat.holds or now - stat.sited > SITE_SECONDS:
+            stat.sited = now
+            site = call_site(3)
+        hold = Hold(site, caller(), now)
+        if waits:
             stat.waiters[id(hold)] = hold
         return hold
     except Exception as error:  # noqa: BLE001 - a hook never fails the call
@@ -220,11 +270,9 @@ def _gave_up(target: Any, asked: Hold | None) -> None:
         stat.waiters.pop(id(asked), None)
 
 
-def _acquire_async(original: Any) -> Any:
-    def acquire(self: Any) -> Any:
-        return original(self) if ATTRIBUTE not in self.__dict__ else timed(self)
-
-    async def timed(target: Any) -> Any:
+def _acquire_async(reference: Callable[[], Any], original: Any) -> Any:
+    async def acquire() -> Any:
+        target = reference()  # whoever calls holds it
         asked, start = _asked(target), perf_counter()
         try:
             result = await original(target)
@@ -237,30 +285,30 @@ def _acquire_async(original: Any) -> Any:
     return acquire
 
 
-def _acquire(original: Any) -> Any:
-    def acquire(self: Any, blocking: bool = True, timeout: float | None = None) -> Any:
-        if ATTRIBUTE not in self.__dict__:
-            return original(self, blocking, timeout)
-        asked, start = _asked(self), perf_counter()
+def _acquire(reference: Callable[[], Any], original: Any) -> Any:
+    def acquire(blocking: bool = True, timeout: float | None = None) -> Any:
+        target = reference()
+        asked, start = _asked(target), perf_counter()
         try:
-            result = original(self, blocking, timeout)
+            result = original(target, blocking, timeout)
         except BaseException:
-            _gave_up(self, asked)
+            _gave_up(target, asked)
             raise
-        _got(self, asked, start, result)
+        _got(target, asked, start, result)
         return result
 
     return acquire
 
 
-def _release(original: Any) -> Any:
-    def release(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(self, *args, **kwargs)
-        if ATTRIBUTE in self.__dict__:
-            try:
-                _released(self, args[0] if args else kwargs.get("n", 1))
-            except Exception as error:  # noqa: BLE001
-                failures("lock.release", error)
+def _release(reference: Callable[[], Any], original: Any) -> Any:
+    def release(*args: Any, **kwargs: Any) -> Any:
+        target = reference()
+        result = original(target, *args, **kwargs)
+        try:
+            if ATTRIBUTE in target.__dict__:
+                _released(target, args[0] if args else kwargs.get("n", 1))
+        except Exception as error:  # noqa: BLE001
+            failures("lock.release", error)
         return result
 
     return release

@@ -42,6 +42,7 @@ class ProcessTarget:
         if self._on_gc in gc.callbacks:
             gc.callbacks.remove(self._on_gc)
         self._stat.close()
+        self.group.close()
 
     def _on_gc(self, phase: str, info: dict[str, int]) -> None:
         # Runs inside of every collection, in whichever thread caused it.
