@@ -14,6 +14,7 @@ import pytest
 
 from tests.contract.kit import Watched, hooked, soon
 from tests.servers import wait_until
+from uno.core.monitoring.instrumentation import failures
 from uno.core.monitoring.monitor import ResourceMonitor
 from uno.core.resources import ResourceManager
 
@@ -167,6 +168,26 @@ async def test_it_dies_when_it_is_dropped(monitor: ResourceMonitor) -> None:
     gc.collect()
     assert gone() is None
     await soon(lambda: resource not in monitor.manager, "the resource leaves")
+
+
+async def test_a_condition_that_has_kept_the_hook_works_on(monitor: ResourceMonitor) -> None:
+    before = failures.cell.value
+    lock = asyncio.Lock()
+    it = Watched(monitor, lock)
+    condition = asyncio.Condition(lock)
+    async with condition:
+        await it.soon(1, "holders")
+    monitor.manager.unregister("it")
+    async with condition:
+        assert lock.locked()
+    semaphore = threading.Semaphore(1)
+    Watched(monitor, semaphore)
+    acquire, release = semaphore.acquire, semaphore.release
+    monitor.manager.unregister("it")
+    del semaphore
+    assert acquire() is True  # all that is left of it
+    release()
+    assert failures.cell.value == before
 
 
 def test_everything_is_as_before_and_hooked_again() -> None:

@@ -47,6 +47,7 @@ class HostTarget:
 
     def __init__(self, proc: str = "/proc", sys: str = "/sys") -> None:
         self._proc, self._sys = proc, sys
+        self.processors = os.cpu_count()
         self._linux = os.path.exists(f"{proc}/meminfo")
         self._stat, self._meminfo = ProcFile(f"{proc}/stat"), ProcFile(f"{proc}/meminfo")
         self._diskstats = ProcFile(f"{proc}/diskstats", 65_536)
@@ -169,7 +170,7 @@ class HostMonitor(ResourceTypeMonitor):
         update("uno.resource.utilization", used)
         update("system.cpu.utilization", target.cpu())
         update("system.cpu.load_average.1m", target.load())
-        update("system.cpu.logical.count", os.cpu_count())
+        update("system.cpu.logical.count", target.processors)
         update("system.memory.utilization", used)
         update("system.memory.limit", total)
         update("system.paging.utilization", swap)

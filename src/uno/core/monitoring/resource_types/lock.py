@@ -228,7 +228,9 @@ def _enter(original: Any) -> Any:
 def _asked(target: Any) -> Hold | None:
     """Somebody asks who may have to wait. None when it cannot be noted."""
     try:
-        stat: Stat = target.__dict__[ATTRIBUTE]
+        stat: Stat | None = target.__dict__.get(ATTRIBUTE)
+        if stat is None:  # not watched any more, but a Condition has kept the hook
+            return None
         waits = target.locked() if isinstance(target, asyncio.Lock) else target._value <= 0
         now, site = monotonic(), None
         if waits or stat.holds or now - stat.sited > SITE_SECONDS:
@@ -272,7 +274,9 @@ def _gave_up(target: Any, asked: Hold | None) -> None:
 
 def _acquire_async(reference: Callable[[], Any], original: Any) -> Any:
     async def acquire() -> Any:
-        target = reference()  # whoever calls holds it
+        target = reference()
+        if target is None:  # this function is all that is left of it: nobody else can wait or release
+            return True
         asked, start = _asked(target), perf_counter()
         try:
             result = await original(target)
@@ -288,6 +292,8 @@ def _acquire_async(reference: Callable[[], Any], original: Any) -> Any:
 def _acquire(reference: Callable[[], Any], original: Any) -> Any:
     def acquire(blocking: bool = True, timeout: float | None = None) -> Any:
         target = reference()
+        if target is None:
+            return True
         asked, start = _asked(target), perf_counter()
         try:
             result = original(target, blocking, timeout)
@@ -303,6 +309,8 @@ def _acquire(reference: Callable[[], Any], original: Any) -> Any:
 def _release(reference: Callable[[], Any], original: Any) -> Any:
     def release(*args: Any, **kwargs: Any) -> Any:
         target = reference()
+        if target is None:
+            return None
         result = original(target, *args, **kwargs)
         try:
             if ATTRIBUTE in target.__dict__:
