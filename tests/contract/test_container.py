@@ -195,6 +195,7 @@ FILE = st.lists(st.one_of(LINE, st.tuples(NAME, NUMBER).map(" ".join), NUMBER, s
                 max_size=6).map("\n".join)  # fmt: skip
 
 
+@settings(deadline=None)
 @given(FILE)
 def test_whatever_a_file_says_is_a_number_or_unknown(text: str) -> None:
     for value in (_cgroup.amount(text), _cgroup.cores(text)):
@@ -218,7 +219,7 @@ def test_what_is_written_is_read(periods: int, throttled: int, time: int, versio
     assert _cgroup.stalls(f"some avg10=1.00 avg60=0.50 avg300=0.00 total={time}\n") == {"some": time / 1e6}
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.sampled_from(sorted(V2)), FILE), FILE)
 def test_a_tree_with_odd_files_never_raises(tmp_path: Path, odd: dict[str, str], own: str) -> None:
     for text in (OWN_V2, own):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.contract.kit import names_without_series
@@ -107,6 +107,7 @@ def test_recorded_files() -> None:
     assert host.mounts(mounts) == ["/", "/data disk"]
 
 
+@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_odd_files_never_raise(text: str) -> None:
     host.cpu_times("cpu " + text)
