@@ -20,7 +20,7 @@ from uno.core.monitoring.integration import setup_monitoring
 from uno.core.monitoring.monitor import ResourceMonitor
 from uno.core.resources import ResourceManager
 
-made_outside = anyio.CapacityLimiter(3)
+made_outside: anyio.CapacityLimiter | None = None
 
 
 @pytest.fixture
@@ -127,16 +127,25 @@ async def test_threads_of_endpoints() -> None:
         await asyncio.to_thread(monitor.stop)
 
 
-async def test_one_that_was_made_outside_of_a_loop() -> None:
+@pytest.fixture
+def outside() -> Iterator[anyio.CapacityLimiter]:
+    """Made where no loop runs, and held by the name above."""
+    global made_outside
+    made_outside = anyio.CapacityLimiter(3)
+    yield made_outside
+    made_outside = None
+
+
+async def test_one_that_was_made_outside_of_a_loop(outside: anyio.CapacityLimiter) -> None:
     with ResourceMonitor(ResourceManager(), interval=0.05) as monitor:
         monitor.discover_resources("limiter")
-        [name] = [r.id for r in monitor.manager if r.target is made_outside]
+        [name] = [r.id for r in monitor.manager if r.target is outside]
         assert name.endswith("test_limiter.made_outside")
         await soon(lambda: monitor.read(name, "borrowed", {"state": "borrowed"}) == 0, "a reading")
-        async with made_outside:
+        async with outside:
             await soon(lambda: monitor.read(name, "borrowed", {"state": "borrowed"}) == 1, "one")
             assert monitor.read(name, "borrowed", {"state": "free"}) == 2
-            assert [r.id for r in monitor.manager if r.target is made_outside._limiter] == []  # type: ignore[attr-defined]
+            assert [r.id for r in monitor.manager if r.target is outside._limiter] == []  # type: ignore[attr-defined]
 
 
 async def test_it_dies_when_it_is_dropped() -> None:

@@ -18,14 +18,23 @@ from uno.core.monitoring.instrumentation import failures
 from uno.core.monitoring.monitor import ResourceMonitor
 from uno.core.resources import ResourceManager
 
-named_semaphore = asyncio.Semaphore(2)
-named_lock = threading.Lock()
+named_semaphore: asyncio.Semaphore | None = None
+named_lock: Any = None
 
 
 @pytest.fixture
 def monitor() -> Iterator[ResourceMonitor]:
     with ResourceMonitor(ResourceManager(), interval=0.05) as monitor:
         yield monitor
+
+
+@pytest.fixture
+def named() -> Iterator[None]:
+    """The names above hold something, for the time of a test."""
+    global named_semaphore, named_lock
+    named_semaphore, named_lock = asyncio.Semaphore(2), threading.Lock()
+    yield
+    named_semaphore = named_lock = None
 
 
 @pytest.mark.parametrize(
@@ -148,6 +157,7 @@ def test_locks_that_are_c(monitor: ResourceMonitor) -> None:
     assert said.endswith("for thread MainThread")
 
 
+@pytest.mark.usefixtures("named")
 def test_only_those_with_a_name_are_found() -> None:
     nameless = asyncio.Semaphore(1)
     with ResourceMonitor(ResourceManager(), interval=0.05) as monitor:
@@ -158,13 +168,15 @@ def test_only_those_with_a_name_are_found() -> None:
         assert id(nameless) not in found
 
 
+@pytest.mark.usefixtures("named")
 async def test_it_dies_when_it_is_dropped(monitor: ResourceMonitor) -> None:
     global named_semaphore
+    assert named_semaphore is not None
     monitor.discover_resources("lock")
     async with named_semaphore:
         [resource] = [r for r in monitor.manager if r.target is named_semaphore]
         await soon(lambda: monitor.read(resource.id, "holders") == 1, "a holder")
-    gone, named_semaphore = weakref.ref(named_semaphore), asyncio.Semaphore(2)
+    gone, named_semaphore = weakref.ref(named_semaphore), None
     gc.collect()
     assert gone() is None
     await soon(lambda: resource not in monitor.manager, "the resource leaves")
