@@ -68,7 +68,7 @@ class ResourceMonitor:
     """Watches the resources of a manager.
 
     ``interval`` is the time between two ticks in seconds. ``collect_timeout`` (seconds, by default half the
-    interval, at most 5) bounds one collection. ``history`` keeps the samples; by default an hour second by second
+    interval, 0.5 to 5) bounds one collection. ``history`` keeps the samples; by default an hour second by second
     and a week in five minutes, in memory. ``discover=True`` is ``discover_all_resources()`` at the start.
 
     Workers of one service show their numbers together (docs/workers.md); ``workers=False``: not this one.
@@ -95,7 +95,7 @@ class ResourceMonitor:
         self.manager = ResourceManager() if resource_manager is None else resource_manager
         self.interval = float(interval)
         if collect_timeout is None:
-            collect_timeout = min(5.0, self.interval / 2)
+            collect_timeout = min(5.0, max(0.5, self.interval / 2))
         elif not (_is_number(collect_timeout) and 0 < collect_timeout <= 3600):
             raise ValueError(
                 f"collect_timeout is more than 0 and at most 3600 seconds, not {collect_timeout!r}"

@@ -266,8 +266,8 @@ class SeriesStore:
             removed = self._by_resource.pop(resource, [])
             for series in removed:
                 self._retire(series)
-            for source in [source for source in self._sampled if source[0] == resource]:
-                del self._sampled[source]
+            for source in [source for source in list(self._sampled) if source[0] == resource]:
+                self._sampled.pop(source, None)
                 self._said_full.discard(source)
             if any(series.metric.kind == "histogram" for series in removed):
                 self._histograms = [series for series in self._histograms if series.live]
