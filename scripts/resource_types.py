@@ -99,9 +99,14 @@ def library(kind: ResourceTypeMonitor) -> str:
         return given[kind.resource_type]
     if found(kind) == "always" or kind.library.partition(".")[0] in sys.stdlib_module_names:
         return "part of Python"
-    return {"sqlalchemy": "SQLAlchemy", "celery": "Celery", "aio_pika": "aio-pika", "redis": "redis-py"}.get(
-        kind.library, kind.library
-    )
+    return {
+        "sqlalchemy": "SQLAlchemy",
+        "celery": "Celery",
+        "aio_pika": "aio-pika",
+        "apscheduler": "APScheduler",
+        "redis": "redis-py",
+        "rq": "RQ",
+    }.get(kind.library, kind.library)
 
 
 def found(kind: ResourceTypeMonitor) -> str:
