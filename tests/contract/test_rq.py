@@ -67,8 +67,8 @@ def client(redis_with_password: servers.Redis) -> Iterator[Any]:
 
 
 @pytest.fixture
-def queue(client: Any) -> Queue:
-    return Queue("orders", connection=client)
+def queue(client: Any, request: pytest.FixtureRequest) -> Queue:
+    return Queue(f"orders-{request.node.name}", connection=client)
 
 
 def test_what_an_application_enqueues_and_a_worker_runs(queue: Queue, client: Any) -> None:
@@ -83,12 +83,12 @@ def test_what_an_application_enqueues_and_a_worker_runs(queue: Queue, client: An
         watched.until(5, "queue_depth", **WAITING)
         watched.until(1, "queue_depth", **SCHEDULED)
         watched.until(0, "task_queue.worker.count")
-        assert "5 in orders" in watched.explain()
+        assert "5 in orders-" in watched.explain()
         assert "no worker takes tasks" in watched.explain()
         wait_until(lambda: (watched.read("oldest_age") or 0) > 0.2, 5, "it grows")
         assert (watched.read("oldest_age") or 0) <= time.monotonic() - began
         start = time.monotonic()
-        InThread([Queue("orders", connection=client)], connection=client).work(burst=True)
+        InThread([Queue(queue.name, connection=client)], connection=client).work(burst=True)
         took = time.monotonic() - start
         until_counted(watched, "succeeded", 3)
         until_counted(watched, "failed", 2)  # fail, and again when it has no tries left
@@ -130,7 +130,7 @@ def test_a_worker_that_forks_is_seen_from_its_parent(queue: Queue, client: Any) 
         queue.enqueue(fail)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            Worker([Queue("orders", connection=client)], connection=client).work(burst=True)
+            Worker([Queue(queue.name, connection=client)], connection=client).work(burst=True)
         until_counted(watched, "succeeded", 1)
         until_counted(watched, "failed", 1)
         watched.until(2, "task_duration", "count")
@@ -139,7 +139,7 @@ def test_a_worker_that_forks_is_seen_from_its_parent(queue: Queue, client: Any) 
 
 
 def test_queues_of_one_name_are_one_resource(client: Any) -> None:
-    queues = [Queue("orders", connection=client) for _ in range(3)]
+    queues = [Queue("several", connection=client) for _ in range(3)]
     with watching() as (monitor, _):
         monitor.discover_resources("task_queue")
         mine = [r for r in monitor.manager if any(r.target is queue for queue in queues)]

@@ -52,7 +52,7 @@ class RQMonitor(JobQueueMonitor):
 
     targets = ("rq.queue.Queue",)
     library = "rq"
-    tested = ">=2,<4"
+    tested = ">=2.1,<4"
     metrics = JobQueueMonitor.metrics + pick("task_queue.oldest_age", "task_queue.worker.count")
 
     def ready(self) -> bool:
@@ -74,10 +74,13 @@ class RQMonitor(JobQueueMonitor):
         return () if first is target else (target,)
 
     def install(self) -> list[Callable[[], None]]:
-        worker = sys.modules["rq.worker"]
+        worker, queue = sys.modules["rq.worker"], sys.modules["rq.queue"].Queue
+        # RQ 3, else RQ 2.
+        performs = worker.BaseWorker if "perform_job" in vars(worker.BaseWorker) else worker.Worker
+        enqueue = "_enqueue_async_job" if "_enqueue_async_job" in vars(queue) else "_enqueue_job"
         return [
-            install(sys.modules["rq.queue"].Queue, "_enqueue_async_job", _enqueue),
-            install(worker.BaseWorker, "perform_job", _perform),
+            install(queue, enqueue, _enqueue),
+            install(performs, "perform_job", _perform),
             install(worker.Worker, "execute_job", _execute),
         ]
 
