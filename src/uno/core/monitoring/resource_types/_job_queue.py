@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from time import monotonic, time
 from types import CodeType
@@ -38,6 +39,8 @@ MAX_QUEUES = 100
 THREAD = "uno-job-queue"
 #: The label or header in which a task carries the time when it was sent, where the library has no such thing.
 SENT = "uno_sent"
+#: Several monitors of one process may watch the same queue.
+_ATTACHING = threading.Lock()
 
 _QUEUE = "messaging.destination.name"
 _SIZE = "task_queue.size"
@@ -101,11 +104,29 @@ class JobQueueMonitor(ResourceTypeMonitor):
         """The Stat of ``target``, made when there is none."""
         return stat_of(target)
 
+    def listen(self, target: Any, stat: Stat) -> Callable[[], None] | None:
+        """Ask the library to tell ``stat`` of what happens to ``target``; returns what ends that.
+
+        What listens must not hold ``target``.
+        """
+        return None
+
     def attach(self, target: Any) -> None:
-        self.stat_for(target)
+        extra = self.stat_for(target).extra
+        with _ATTACHING:
+            extra["monitors"] = extra.get("monitors", 0) + 1
+            if extra["monitors"] == 1:
+                extra["unlisten"] = self.listen(target, self.stat_for(target))
 
     def detach(self, target: Any) -> None:
-        asker = self.stat_for(target).extra.pop("asker", None)
+        extra = self.stat_for(target).extra
+        with _ATTACHING:
+            extra["monitors"] = extra.get("monitors", 1) - 1
+            if extra["monitors"] > 0:
+                return
+            unlisten, asker = extra.pop("unlisten", None), extra.pop("asker", None)
+        if unlisten is not None:
+            unlisten()
         if asker is not None:
             asker.close()
 
@@ -179,6 +200,8 @@ class Asker:
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
         self._lock = threading.Lock()
+        # No __del__: of objects that die together in a cycle, the sockets might go first, and say so.
+        weakref.finalize(self, _hang_up, self.kept, self._pid).atexit = False
 
     def current(self) -> Look:
         """What was found last; unknown where that failed or is too old."""
@@ -205,7 +228,7 @@ class Asker:
                 self.up, self.error = True, ""
             except Exception as error:  # noqa: BLE001 - libraries of any kind raise what they like
                 self.up, self.error = False, type(error).__name__
-                self._hang_up()
+                _hang_up(self.kept, self._pid)
             self._found_at = monotonic()
 
     def close(self) -> None:
@@ -215,16 +238,14 @@ class Asker:
 
     def _close(self) -> None:
         with self._lock:
-            self._hang_up()
+            _hang_up(self.kept, self._pid)
 
-    def _hang_up(self) -> None:
-        while self.kept:
+
+def _hang_up(kept: dict[str, Closable], pid: int) -> None:
+    if os.getpid() == pid:
+        while kept:
             with suppress(Exception):
-                self.kept.popitem()[1].close()
-
-    def __del__(self) -> None:
-        if os.getpid() == self._pid:
-            self._hang_up()
+                kept.popitem()[1].close()
 
 
 def total(waiting: Mapping[str, float | None]) -> float | None:
