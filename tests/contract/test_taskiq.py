@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -58,11 +58,9 @@ def declared(broker: Any) -> Any:
 
 
 @pytest.fixture(params=[ListQueueBroker, RedisStreamBroker])
-def broker(
-    request: pytest.FixtureRequest, redis_with_password: servers.Redis
-) -> Iterator[ListQueueBroker | RedisStreamBroker]:
+def broker(request: pytest.FixtureRequest, redis_with_password: servers.Redis) -> Any:
     queue = f"orders-{os.getpid()}-{abs(hash(request.node.name))}"
-    yield declared(request.param(redis_with_password.url, queue_name=queue))
+    return declared(request.param(redis_with_password.url, queue_name=queue))
 
 
 async def send(broker: Any, name: str, *args: Any) -> Any:

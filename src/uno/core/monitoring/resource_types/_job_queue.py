@@ -154,7 +154,8 @@ class JobQueueMonitor(ResourceTypeMonitor):
                 update("task_queue.processed", stat.outcome(outcome), {"outcome": outcome})
         update("task_queue.task.wait_time", stat.wait)
         update("task_queue.task.duration", stat.process)
-        update("messaging.client.operation.duration", stat.duration)
+        if "messaging.client.operation.duration" in specs:
+            update("messaging.client.operation.duration", stat.duration)
         update("uno.resource.errors", stat.errors)
 
     def statistics(self, target: Any) -> Mapping[str, float | None]:
@@ -369,11 +370,11 @@ class RedisLine:
         self._connection.disconnect()
 
 
-def redis_line(asker: Asker, pool: Any) -> RedisLine:
+def redis_line(asker: Asker, pool: Any, name: str = "redis") -> RedisLine:
     """The kept line to the server of ``pool``."""
-    line = asker.kept.get("redis")
+    line = asker.kept.get(name)
     if not isinstance(line, RedisLine):
-        asker.kept["redis"] = line = RedisLine(pool)
+        asker.kept[name] = line = RedisLine(pool)
     return line
 
 
