@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from time import monotonic, time
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
@@ -24,6 +24,7 @@ from uno.core.monitoring.instrumentation import (
     announce,
     describe_error,
     describe_holds,
+    install,
     scope,
     stat_of,
 )
@@ -253,6 +254,37 @@ def total(waiting: Mapping[str, float | None]) -> float | None:
     """How many wait in all queues; unknown unless each is known."""
     known = [n for n in waiting.values() if n is not None]
     return sum(known) if len(known) == len(waiting) > 0 else None
+
+
+class LateHooks:
+    """Hooks on modules that a library loads only when it needs them; ``wanted`` says what to hook in each."""
+
+    def __init__(
+        self, wanted: Mapping[str, Callable[[ModuleType], list[tuple[Any, str, Callable[[Any], Any]]]]]
+    ) -> None:
+        self._wanted = wanted
+        self._users: list[dict[str, list[Callable[[], None]]]] = []
+
+    def install(self) -> Callable[[], None]:
+        """Hook what is loaded, and the rest with :meth:`take`; returns what undoes it all."""
+        user: dict[str, list[Callable[[], None]]] = {}
+        self._users.append(user)
+        self.take()
+
+        def undo() -> None:
+            self._users.remove(user)
+            for each in (each for found in user.values() for each in found):
+                each()
+
+        return undo
+
+    def take(self) -> None:
+        """Called by hooks when a module may have been loaded."""
+        for user in self._users.copy():
+            for name, hooks in self._wanted.items():
+                module = sys.modules.get(name)
+                if module is not None and name not in user:
+                    user[name] = [install(owner, method, wrap) for owner, method, wrap in hooks(module)]
 
 
 # -- what hooks record ---------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from uno.core.monitoring.names import pick
 from uno.core.monitoring.resource_types._job_queue import (
     Asker,
     JobQueueMonitor,
+    LateHooks,
     Look,
     begin,
     came_to,
@@ -70,14 +71,11 @@ class APSchedulerMonitor(JobQueueMonitor):
 
     def install(self) -> list[Callable[[], None]]:
         modules = sys.modules
-        hooks = _Hooks()
-        hooks.undo += [
+        return [
             install(modules["apscheduler.schedulers.base"].BaseScheduler, "start", _start),
             install(modules[_BASE].BaseExecutor, "submit_job", _submit),
+            _RUNS.install(),
         ]
-        hooks.take()
-        _INSTALLED.append(hooks)
-        return [hooks.close]
 
     def listen(self, target: Any, stat: Stat) -> Callable[[], None]:
         def hear(event: Any) -> None:
@@ -130,31 +128,6 @@ def _due(stat: Stat) -> dict[tuple[str, Any], float]:
 # -- hooks -----------------------------------------------------------------------------------------------
 
 
-class _Hooks:
-    """What one monitor has hooked."""
-
-    def __init__(self) -> None:
-        self.undo: list[Callable[[], None]] = []
-        self._taken: set[str] = set()
-
-    def take(self) -> None:
-        """Hook the functions that run a job, in the modules that look them up; those come with their executors."""
-        for name, wraps in _RUNS.items():
-            module: Any = sys.modules.get(f"apscheduler.executors.{name}")
-            if module is not None and name not in self._taken:
-                self._taken.add(name)
-                self.undo += [install(module, function, wrap) for function, wrap in wraps.items()]
-
-    def close(self) -> None:
-        """Undo all."""
-        _INSTALLED.remove(self)
-        for undo in self.undo:
-            undo()
-
-
-_INSTALLED: list[_Hooks] = []
-
-
 def _start(original: Any) -> Any:
     def start(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -169,8 +142,7 @@ def _start(original: Any) -> Any:
 def _submit(original: Any) -> Any:
     def submit_job(self: Any, job: Any, run_times: Any) -> Any:
         try:
-            for hooks in _INSTALLED.copy():
-                hooks.take()
+            _RUNS.take()
             stat = first_seen(self._scheduler)
             due = _due(stat)
             if any(cls.__name__ in _SEEN for cls in type(self).__mro__):
@@ -250,7 +222,13 @@ def _run_coroutine(original: Any) -> Any:
     return run_coroutine_job
 
 
-_RUNS: dict[str, dict[str, Callable[[Any], Any]]] = {
-    "pool": {"run_job": _Run},
-    "asyncio": {"run_job": _Run, "run_coroutine_job": _run_coroutine},
-}
+#: The functions that run a job are replaced in the modules that look them up, which come with their executors.
+_RUNS = LateHooks(
+    {
+        "apscheduler.executors.pool": lambda module: [(module, "run_job", _Run)],
+        "apscheduler.executors.asyncio": lambda module: [
+            (module, "run_job", _Run),
+            (module, "run_coroutine_job", _run_coroutine),
+        ],
+    }
+)
