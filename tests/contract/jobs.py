@@ -42,7 +42,9 @@ def until_counted(watched: Watched, outcome: str, expected: float) -> None:
     watched.until(expected, "tasks", "total", outcome=outcome)
 
 
-def check_outages(watched: Watched, server: servers.Server, expected: float = 1) -> None:
+def check_outages(
+    watched: Watched, server: servers.Server, expected: float = 1, *, kill: bool = True
+) -> None:
     """A server that is frozen or killed costs what only it knows; all comes back by itself, and nothing is told."""
     watched.until(expected, "queue_depth", **WAITING)
     sent = watched.read("task_queue.enqueued", "total")
@@ -54,6 +56,9 @@ def check_outages(watched: Watched, server: servers.Server, expected: float = 1)
     server.thaw()
     watched.until(expected, "queue_depth", **WAITING)
     assert asyncio.run(watched.resource.ping()) is True
+    assert PASSWORD not in everything_said(watched.monitor)
+    if not kill:
+        return
     server.kill()
     watched.until(None, "queue_depth", **WAITING)
     assert asyncio.run(watched.resource.ping()) is False

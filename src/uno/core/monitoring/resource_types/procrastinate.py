@@ -64,7 +64,7 @@ class ProcrastinateMonitor(JobQueueMonitor):
 
     targets = ("procrastinate.app.App",)
     library = "procrastinate"
-    tested = ">=3,<4"
+    tested = ">=3.5,<4"
     metrics = JobQueueMonitor.metrics + pick(
         "task_queue.oldest_age", "task_queue.worker.count", "messaging.destination.depth"
     )
