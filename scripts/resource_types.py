@@ -103,8 +103,10 @@ def library(kind: ResourceTypeMonitor) -> str:
         "sqlalchemy": "SQLAlchemy",
         "celery": "Celery",
         "aio_pika": "aio-pika",
-        "redis": "redis-py",
         "anyio._backends._asyncio": "anyio",
+        "apscheduler": "APScheduler",
+        "redis": "redis-py",
+        "rq": "RQ",
     }.get(kind.library, kind.library)
 
 
