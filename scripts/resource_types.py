@@ -94,9 +94,13 @@ def library(kind: ResourceTypeMonitor) -> str:
     """The library as its users call it."""
     if found(kind) == "always" or kind.library.partition(".")[0] in sys.stdlib_module_names:
         return "part of Python"
-    return {"sqlalchemy": "SQLAlchemy", "celery": "Celery", "aio_pika": "aio-pika", "redis": "redis-py"}.get(
-        kind.library, kind.library
-    )
+    return {
+        "sqlalchemy": "SQLAlchemy",
+        "celery": "Celery",
+        "aio_pika": "aio-pika",
+        "redis": "redis-py",
+        "grpc": "gRPC",
+    }.get(kind.library, kind.library)
 
 
 def found(kind: ResourceTypeMonitor) -> str:
