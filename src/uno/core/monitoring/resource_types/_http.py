@@ -306,7 +306,7 @@ def answered(sent: Sent | None, status: int, host: Any, port: Any) -> None:
         now = perf_counter()
         stat.running.pop(start, None)
         stat.unanswered = 0
-        if (host, port) not in stat.places:
+        if host and (host, port) not in stat.places:
             stat.place(host, port)
         cell = stat.status.get(status) or stat.answered(status)
         cell.value += 1
