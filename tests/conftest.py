@@ -68,6 +68,20 @@ def redis_with_password(_redis_with_password: servers.Redis) -> Iterator[servers
 
 
 @pytest.fixture(scope="session")
+def _redis_cluster() -> Iterator[servers.RedisCluster]:
+    cluster = servers.required(servers.RedisCluster)
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def redis_cluster(_redis_cluster: servers.RedisCluster) -> Iterator[servers.RedisCluster]:
+    """Three Redis servers that share the keys."""
+    yield _redis_cluster
+    _redis_cluster.recover()
+
+
+@pytest.fixture(scope="session")
 def _rabbitmq() -> Iterator[servers.RabbitMQ]:
     yield from _run(servers.RabbitMQ)
 

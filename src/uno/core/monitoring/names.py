@@ -35,6 +35,12 @@ _TABLE: tuple[Spec, ...] = (
     Spec("db.client.operation.duration", "histogram", "Duration of queries and commands", "s", (), "Query time"),
     Spec("uno.db.client.slow_operations", "counter", "Queries slower than the slow limit", "{query}", (),
          "Slow queries"),
+    # nodes of a cluster
+    Spec("uno.redis.node.connections", "gauge", "Connections to each node of a cluster", "{connection}",
+         ("node", "state"), "Connections by node"),
+    Spec("uno.redis.node.duration", "histogram", "Duration of commands by node", "s", ("node",),
+         "Command time by node"),
+    Spec("uno.redis.node.errors", "counter", "Commands that failed by node", "{error}", ("node",), "Errors by node"),
     # HTTP clients
     Spec("http.client.request.duration", "histogram", "Duration of requests", "s", (), "Request time"),
     Spec("http.client.requests", "counter", "Requests by outcome: 2xx ... 5xx or the kind of error", "{request}",
@@ -59,6 +65,12 @@ _TABLE: tuple[Spec, ...] = (
          "Discarded"),
     Spec("uno.http.client.error_ratio", "gauge", "Share of the requests that failed in the last 10 s", "1", (),
          "Failing"),
+    # gRPC
+    Spec("rpc.client.call.duration", "histogram", "Duration of calls", "s", (), "Call time"),
+    Spec("rpc.client.calls", "counter", "Calls by status code", "{call}", ("outcome",), "Calls"),
+    Spec("rpc.client.active_calls", "gauge", "Calls in flight", "{call}", (), "In flight"),
+    Spec("uno.grpc.channel.state", "gauge", "1 for the state that the channel is in, 0 for the others", "", ("state",),
+         "State"),
     # thread pools
     Spec("thread_pool.thread.count", "gauge", "Threads by state", "{thread}", ("state",), "Threads"),
     Spec("thread_pool.thread.max", "gauge", "Most threads that the pool may start", "{thread}", (), "Thread limit"),
@@ -153,6 +165,11 @@ SHORT: dict[str, dict[str, str]] = {
         "connection_use_time": "http.client.connection.use_time",
         "connection_timeouts": "http.client.connection.timeouts",
         "error_rate": "uno.http.client.error_ratio",
+    },
+    "grpc_channel": {
+        "call_duration": "rpc.client.call.duration",
+        "calls": "rpc.client.calls",
+        "active_calls": "rpc.client.active_calls",
     },
     "thread_pool": {
         "threads": "thread_pool.thread.count",
