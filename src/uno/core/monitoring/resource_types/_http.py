@@ -6,7 +6,7 @@ are in use is read from the pool. Nothing but host and port of an address is loo
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from contextvars import ContextVar
 from time import monotonic, perf_counter
@@ -57,16 +57,8 @@ class HttpStat(Stat):
     """What happened to one client."""
 
     __slots__ = (
-        "announced",
-        "discarded",
-        "down",
-        "failed_at",
-        "hosts",
-        "marks",
-        "places",
-        "status",
-        "unanswered",
-    )
+        "announced", "discarded", "down", "failed_at", "hosts", "marks", "places", "pooled", "status", "unanswered",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,6 +70,10 @@ class HttpStat(Stat):
         self.hosts: dict[str, None] = {}
         #: the same by what the library calls them, so that most requests make no text
         self.places: dict[tuple[Any, Any], str] = {}
+        #: requests that are only in ``log`` had a connection of a pool at once, for as long as they took
+        self.pooled = False
+        #: requests that went well and are not counted yet: start and end (perf_counter), for whom, the status
+        self.log: list[Any] = []
         #: the counter of an outcome by status
         self.status: dict[int, CounterCell] = {}
         #: the last ping said that nobody answers
@@ -86,6 +82,30 @@ class HttpStat(Stat):
         self.unanswered = 0
         #: When there were how many requests and errors: from the first request on, then at each collection.
         self.marks: deque[tuple[float, float, float]] = deque()
+
+    def drain(self) -> None:
+        log, self.log = self.log, []  # no call in between: nothing can be appended to the old one any more
+        if not log:
+            return
+        times = [end - start for start, end, _, _ in log]
+        filled = [self.duration]
+        self.duration.pending.extend(times)
+        if self.pooled:
+            self.use.pending.extend(times)
+            self.wait.pending.extend([0.0] * len(times))
+            filled += [self.use, self.wait]
+        self.total.value += len(times)
+        for name, calls in Counter([name for _, _, name, _ in log]).items():
+            self.called(name)[0].value += calls
+        for status, answers in Counter([status for _, _, _, status in log]).items():
+            self.answered(status).value += answers
+        last = log[-1][1] if ONE_CLOCK else monotonic()
+        self.last_ok = max(self.last_ok, last)
+        if last > self.last_error:
+            self.unanswered = 0
+        for cell in filled:
+            if len(cell.pending) > MAX_PENDING:
+                cell.fold()
 
     def answered(self, status: int) -> CounterCell:
         """The counter for a status."""
@@ -272,7 +292,7 @@ def begin(client: Any) -> Sent | None:
     try:
         stat = client.__dict__.get(ATTRIBUTE)
         if stat is None or not stat.announced:
-            stat = _meet(client)
+            stat = meet(client)
         current = scope.get()
         name = caller() if current is None else current._name or current.name
         if name == OWN:
@@ -286,7 +306,7 @@ def begin(client: Any) -> Sent | None:
         return None
 
 
-def _meet(client: Any) -> HttpStat:
+def meet(client: Any) -> HttpStat:
     """A client's first or second request: it is announced with the second, for many are made for a single one."""
     stat = http_stat(client)
     if stat.announced is None:
@@ -305,17 +325,16 @@ def answered(sent: Sent | None, status: int, host: Any, port: Any) -> None:
         stat, hold, start = sent
         now = perf_counter()
         stat.running.pop(start, None)
-        stat.unanswered = 0
         if host and (host, port) not in stat.places:
             stat.place(host, port)
-        cell = stat.status.get(status) or stat.answered(status)
-        cell.value += 1
-        if status < 500 and now - start <= SLOW_SECONDS:
+        if status < 500 and now - start <= SLOW_SECONDS and not stat.pooled:
             log = stat.log
-            log.append((start, now, hold[1]))
+            log.append((start, now, hold[1], status))
             if len(log) > MAX_PENDING:
                 stat.drain()
             return
+        stat.unanswered = 0
+        stat.answered(status).value += 1
         error = _ServerError() if status >= 500 else None
         stat.done(now - start, error, hold[1])
         if error is not None:
@@ -340,7 +359,7 @@ def failed(sent: Sent | None, error: BaseException, host: Any, port: Any) -> Non
             return
         stat.outcome(type(error).__name__).value += 1
         stat.done(seconds, error, hold[1])
-        stat.unanswered += 1
+        stat.unanswered = 1 if stat.log else stat.unanswered + 1  # those in the log went well
         stat.failed_at = stat.place(host, port) if host else ""
     except Exception as failure:  # noqa: BLE001
         failures("HTTP failure", failure)

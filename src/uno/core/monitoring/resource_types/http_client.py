@@ -1,25 +1,40 @@
 """How are httpx and httpx2 watched, sync and async?
 
-``send`` is timed on the client; the wait for a connection and the time that it is out in the pool's request beneath.
+Who sends travels in the request's extensions down to the pool, where it is seen who holds and who waits: so a request
+that gets its connection at once passes one hook only, and few lines of that. Everything else is read from the pool, or
+happens when a connection is opened or waited for.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
-from uno.core.monitoring.instrumentation import Hold, failures, install
+from uno.core.monitoring.instrumentation import (
+    ATTRIBUTE,
+    ONE_CLOCK,
+    OWN,
+    SLOW_SECONDS,
+    Hold,
+    call_site,
+    caller,
+    failures,
+    install,
+    scope,
+)
+from uno.core.monitoring.metrics import MAX_PENDING
 from uno.core.monitoring.resource_types._http import (
     HttpMonitor,
+    HttpStat,
     HttpUse,
+    Sent,
     answered,
-    begin,
     failed,
     held_since_now,
     http_stat,
-    sending,
+    meet,
     used,
     waited,
 )
@@ -28,7 +43,10 @@ from uno.core.resources import Identity
 _UNLIMITED = 2**31
 #: What is read of a pool; where one lacks any of it, its size is unknown.
 _READ = ("_connections", "_requests", "_max_connections")
-_HELD = "_uno_held"
+_SENT = "uno"
+#: While no other request runs, the place that sends one is looked up at most this often.
+SITE_SECONDS = 0.001
+_new = tuple.__new__
 
 
 class HttpxClient(HttpMonitor):
@@ -56,10 +74,8 @@ class HttpxClient(HttpMonitor):
         library = sys.modules[self.library]
         undos = [install(library.Client, "send", _send), install(library.AsyncClient, "send", _async_send)]
         for module, owner, name, wrap in (
-            ("_sync.connection_pool", "PoolRequest", "wait_for_connection", _wait),
-            ("_async.connection_pool", "AsyncPoolRequest", "wait_for_connection", _async_wait),
-            ("_sync.connection_pool", "PoolByteStream", "close", _close),
-            ("_async.connection_pool", "PoolByteStream", "aclose", _close),
+            ("_synchronization", "Event", "wait", _wait),
+            ("_synchronization", "AsyncEvent", "wait", _async_wait),
             ("_sync.connection", "HTTPConnection", "_connect", _connect),
             ("_async.connection", "AsyncHTTPConnection", "_connect", _async_connect),
         ):
@@ -68,13 +84,21 @@ class HttpxClient(HttpMonitor):
                 undos.append(install(cls, name, wrap))
         return undos
 
+    def attach(self, target: Any) -> None:
+        http_stat(target).pooled = next(_pools(target), None) is not None
+        super().attach(target)
+
     def pool_use(self, target: Any) -> HttpUse:
         used = idle = waiting = limit = 0.0
+        stat = http_stat(target)
         holds: dict[int, Hold] = {}
         waiters: dict[int, Hold] = {}
         pools = list(_pools(target))
         for pool in pools:
             for connection in list(pool._connections):
+                origin = getattr(connection, "_origin", None)
+                if origin is not None and (origin.host, origin.port) not in stat.places:
+                    stat.place(origin.host, origin.port)
                 if connection.is_idle():
                     idle += 1
                 else:
@@ -82,11 +106,10 @@ class HttpxClient(HttpMonitor):
             for request in list(pool._requests):
                 queued = request.is_queued()
                 waiting += queued
-                held = request.__dict__.get(_HELD)
+                held = request.request.extensions.get(_SENT)
                 if held is not None:
                     (waiters if queued else holds)[id(request)] = held[1]
             limit += pool._max_connections
-        stat = http_stat(target)
         stat.holds, stat.waiters = holds, waiters
         if not pools:
             return HttpUse(None, None, None, None)
@@ -119,20 +142,42 @@ def _pools(client: Any) -> Iterator[Any]:
             yield pool
 
 
+# -- hooks -----------------------------------------------------------------------------------------------
+# What runs for each request is written out, since it runs once in a while only, so that each line costs a multiple of
+# what it costs in a loop.
+
+
 def _send(original: Any) -> Any:
     def send(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        sent = begin(self)
+        sent = _begin(self, request, kwargs)
         if sent is None:
             return original(self, request, *args, **kwargs)
-        token = sending.set(sent)
         try:
             response = original(self, request, *args, **kwargs)
         except BaseException as error:
-            sending.reset(token)
             _failed(sent, error, request)
             raise
-        sending.reset(token)
-        _answered(sent, request, response)
+        try:
+            now, status = perf_counter(), response.status_code
+            stat, hold, start = sent
+            if (
+                status < 500
+                and now - start <= SLOW_SECONDS
+                and not kwargs.get("stream")
+                and not response.history
+                and request.extensions.get(_SENT) is sent
+            ):
+                if hold[0] is not None:  # as seldom as the place, for it costs as much
+                    url = request.url
+                    stat.place(url.host, url.port or _port(url))
+                del stat.running[start], request.extensions[_SENT]
+                stat.log.append((start, now, hold[1], status))
+                if len(stat.log) > MAX_PENDING:
+                    stat.drain()
+                return response
+        except Exception as error:  # noqa: BLE001 - a hook never fails the call
+            failures("Client.send", error)
+        _answered(sent, request, response, kwargs)
         return response
 
     return send
@@ -140,122 +185,178 @@ def _send(original: Any) -> Any:
 
 def _async_send(original: Any) -> Any:
     async def send(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        sent = begin(self)
+        sent = _begin(self, request, kwargs)
         if sent is None:
             return await original(self, request, *args, **kwargs)
-        token = sending.set(sent)
         try:
             response = await original(self, request, *args, **kwargs)
         except BaseException as error:
-            sending.reset(token)
             _failed(sent, error, request)
             raise
-        sending.reset(token)
-        _answered(sent, request, response)
+        _answered(sent, request, response, kwargs)
         return response
 
     return send
 
 
-def _answered(sent: Any, request: Any, response: Any) -> None:
+def _begin(client: Any, request: Any, kwargs: Any) -> Sent | None:
     try:
-        url = request.url
-        answered(sent, response.status_code, url.host, url.port or _port(url))
+        stat = client.__dict__.get(ATTRIBUTE)
+        if stat is None or not stat.announced:
+            stat = meet(client)
+        current = scope.get()
+        name = caller() if current is None else current._name or current.name
+        if name == OWN:
+            return None
+        start = perf_counter()
+        running = stat.running
+        site = None
+        if running or start - stat.sited > SITE_SECONDS or kwargs.get("stream"):
+            stat.sited = start
+            site = call_site(3)
+        running[start] = start, name
+        sent = stat, _new(Hold, (site, name, start if ONE_CLOCK else monotonic())), start
+        request.extensions[_SENT] = sent
+        return sent
+    except Exception as error:  # noqa: BLE001 - a hook never fails the call
+        failures("Client.send", error)
+        return None
+
+
+def _answered(sent: Sent, request: Any, response: Any, kwargs: Any) -> None:
+    """A request that was slow, waited, failed, was redirected or is not read yet, and any of asyncio."""
+    try:
+        stat, hold, start = sent
+        url, status, now = request.url, response.status_code, perf_counter()
+        place = url.host, url.port or _port(url)
+        if place not in stat.places:
+            stat.place(*place)
+        last = response.request.extensions
+        held = last.get(_SENT) or sent
+        stream = kwargs.get("stream")
+        for asked in (request, *(earlier.request for earlier in response.history), response.request):
+            if not stream or asked is not response.request:
+                asked.extensions.pop(_SENT, None)
+        if held is sent and not stream and status < 500 and now - start <= SLOW_SECONDS:
+            stat.running.pop(start, None)
+            stat.log.append((start, now, hold[1], status))
+            if len(stat.log) > MAX_PENDING:
+                stat.drain()
+            return
+        answered(sent, status, *place)
+        if stat.pooled:
+            if held is sent:
+                waited(stat, 0.0)
+            if not stream or not _until_closed(response, stat, held[1], last):
+                used(stat, held[1])
     except Exception as error:  # noqa: BLE001 - a hook never fails the call
         failures("Client.send", error)
 
 
-def _failed(sent: Any, error: BaseException, request: Any) -> None:
+def _until_closed(response: Any, stat: HttpStat, hold: Hold, extensions: Any) -> bool:
+    """See when the connection of an answer that is not read yet is given back."""
+    inner = getattr(getattr(response.stream, "_stream", None), "_httpcore_stream", None)
+    name = "aclose" if hasattr(inner, "aclose") else "close"
+    original = getattr(inner, name, None)
+    if original is None or not hasattr(inner, "__dict__"):
+        return False
+
+    def close(*args: Any, **kwargs: Any) -> Any:
+        if extensions.pop(_SENT, None) is not None:
+            used(stat, hold)
+        return original(*args, **kwargs)
+
+    setattr(inner, name, close)
+    return True
+
+
+def _failed(sent: Sent, error: BaseException, request: Any) -> None:
     try:
         url = request.url
+        request.extensions.pop(_SENT, None)
         failed(sent, error, url.host, _port(url))
     except Exception as failure:  # noqa: BLE001
         failures("Client.send", failure)
 
 
+def _asking(frame: Any) -> tuple[Any, Sent] | None:
+    """Whose request it is that waits in the pool: the caller's ``self`` is the pool's request."""
+    try:
+        extensions = frame.f_locals["self"].request.extensions
+        return extensions, extensions[_SENT]
+    except Exception:  # noqa: BLE001 - not the one that is meant
+        return None
+
+
 def _wait(original: Any) -> Any:
-    def wait_for_connection(self: Any, *args: Any, **kwargs: Any) -> Any:
-        sent = sending.get()
-        if sent is None:
-            return original(self, *args, **kwargs)
-        self._uno_held = sent
-        if self.connection is not None:
-            waited(sent[0], 0.0)
+    def wait(self: Any, *args: Any, **kwargs: Any) -> Any:
+        asking = _asking(sys._getframe(1))
+        if asking is None:
             return original(self, *args, **kwargs)
         start = perf_counter()
         try:
-            connection = original(self, *args, **kwargs)
+            result = original(self, *args, **kwargs)
         except BaseException as error:
-            _in_vain(sent, error)
+            _in_vain(asking, error)
             raise
-        waited(sent[0], perf_counter() - start)
-        self._uno_held = sent[0], held_since_now(sent[1])
-        return connection
+        _there(asking, start)
+        return result
 
-    return wait_for_connection
+    return wait
 
 
 def _async_wait(original: Any) -> Any:
-    async def wait_for_connection(self: Any, *args: Any, **kwargs: Any) -> Any:
-        sent = sending.get()
-        if sent is None:
-            return await original(self, *args, **kwargs)
-        self._uno_held = sent
-        if self.connection is not None:
-            waited(sent[0], 0.0)
+    async def wait(self: Any, *args: Any, **kwargs: Any) -> Any:
+        asking = _asking(sys._getframe(1))
+        if asking is None:
             return await original(self, *args, **kwargs)
         start = perf_counter()
         try:
-            connection = await original(self, *args, **kwargs)
+            result = await original(self, *args, **kwargs)
         except BaseException as error:
-            _in_vain(sent, error)
+            _in_vain(asking, error)
             raise
-        waited(sent[0], perf_counter() - start)
-        self._uno_held = sent[0], held_since_now(sent[1])
-        return connection
+        _there(asking, start)
+        return result
 
-    return wait_for_connection
+    return wait
 
 
-def _in_vain(sent: Any, error: BaseException) -> None:
+def _there(asking: tuple[Any, Sent], start: float) -> None:
+    extensions, (stat, hold, begun) = asking
+    waited(stat, perf_counter() - start)
+    extensions[_SENT] = stat, held_since_now(hold), begun
+
+
+def _in_vain(asking: tuple[Any, Sent], error: BaseException) -> None:
     if isinstance(error, Exception):
-        sent[0].timeouts.value += 1
-
-
-def _close(original: Any) -> Any:
-    """Sync and async alike: the connection is given back when the call begins."""
-
-    def close(self: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            held = self._pool_request.__dict__.pop(_HELD, None)
-            if held is not None:
-                used(held[0], held[1])
-        except Exception as error:  # noqa: BLE001
-            failures("PoolByteStream.close", error)
-        return original(self, *args, **kwargs)
-
-    return close
+        asking[1][0].timeouts.value += 1
 
 
 def _connect(original: Any) -> Any:
-    def _connect(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def _connect(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         start = perf_counter()
-        stream = original(self, *args, **kwargs)
-        sent = sending.get()
-        if sent is not None:
-            sent[0].connects.add(perf_counter() - start)
+        stream = original(self, request, *args, **kwargs)
+        _opened(request, start)
         return stream
 
     return _connect
 
 
 def _async_connect(original: Any) -> Any:
-    async def _connect(self: Any, *args: Any, **kwargs: Any) -> Any:
+    async def _connect(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         start = perf_counter()
-        stream = await original(self, *args, **kwargs)
-        sent = sending.get()
-        if sent is not None:
-            sent[0].connects.add(perf_counter() - start)
+        stream = await original(self, request, *args, **kwargs)
+        _opened(request, start)
         return stream
 
     return _connect
+
+
+def _opened(request: Any, start: float) -> None:
+    try:
+        sent = request.extensions.get(_SENT)
+        if sent is not None:
+            sent[0].connects.add(perf_counter() - start)
+    except Exception as error:  # noqa: BLE001
+        failures("HTTPConnection._connect", error)
