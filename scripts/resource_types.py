@@ -105,6 +105,7 @@ def library(kind: ResourceTypeMonitor) -> str:
         "aio_pika": "aio-pika",
         "anyio._backends._asyncio": "anyio",
         "apscheduler": "APScheduler",
+        "grpc": "gRPC",
         "redis": "redis-py",
         "rq": "RQ",
     }.get(kind.library, kind.library)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from tests import servers
+from tests.upstream import HttpServer, Upstream
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -67,6 +68,20 @@ def redis_with_password(_redis_with_password: servers.Redis) -> Iterator[servers
 
 
 @pytest.fixture(scope="session")
+def _redis_cluster() -> Iterator[servers.RedisCluster]:
+    cluster = servers.required(servers.RedisCluster)
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def redis_cluster(_redis_cluster: servers.RedisCluster) -> Iterator[servers.RedisCluster]:
+    """Three Redis servers that share the keys."""
+    yield _redis_cluster
+    _redis_cluster.recover()
+
+
+@pytest.fixture(scope="session")
 def _rabbitmq() -> Iterator[servers.RabbitMQ]:
     yield from _run(servers.RabbitMQ)
 
@@ -75,6 +90,26 @@ def _rabbitmq() -> Iterator[servers.RabbitMQ]:
 def rabbitmq(_rabbitmq: servers.RabbitMQ) -> Iterator[servers.RabbitMQ]:
     """A RabbitMQ server; ``url`` carries a password. Its first start takes some 5 s."""
     yield from _lend(_rabbitmq)
+
+
+@pytest.fixture
+def upstream() -> Iterator[str]:
+    """The URL of an HTTP server in this process; the paths that it knows are in ``tests.upstream``."""
+    Upstream.gate.clear()
+    server = Upstream()
+    yield server.url
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def _http_server() -> Iterator[HttpServer]:
+    yield from _run(HttpServer)
+
+
+@pytest.fixture
+def http_server(_http_server: HttpServer) -> Iterator[HttpServer]:
+    """An HTTP server in a process of its own, to be frozen and killed."""
+    yield from _lend(_http_server)
 
 
 @pytest.fixture

@@ -388,6 +388,73 @@ class Redis(Server):
         return f"redis://{user}{HOST}:{self.port}/0"
 
 
+class RedisNode(Redis):
+    """A node of a cluster."""
+
+    def command(self) -> list[str]:
+        self.bus = getattr(self, "bus", 0) or free_port()
+        options = ["--cluster-enabled", "yes", "--cluster-port", str(self.bus)]
+        return [
+            *super().command(), *options, "--cluster-node-timeout", "2000", "--cluster-require-full-coverage", "no"
+        ]  # fmt: skip
+
+
+class RedisCluster:
+    """Three nodes that share the slots, without replicas."""
+
+    def __init__(self) -> None:
+        self.nodes: list[RedisNode] = []
+        try:
+            for _ in range(3):
+                self.nodes.append(RedisNode())
+            for node, slots in zip(self.nodes, ("0 5460", "5461 10922", "10923 16383"), strict=True):
+                _exchange(node.port, f"CLUSTER ADDSLOTSRANGE {slots}\r\n".encode())
+            first = self.nodes[0]
+            for node in self.nodes[1:]:
+                _exchange(first.port, f"CLUSTER MEET {HOST} {node.port} {node.bus}\r\n".encode())
+            wait_until(lambda: all(map(self._knows_all, self.nodes)), 30, "a cluster of three")
+        except BaseException:
+            self.close()
+            raise
+
+    @staticmethod
+    def _knows_all(node: RedisNode) -> bool:
+        told = _exchange(node.port, b"CLUSTER INFO\r\n")
+        return b"cluster_state:ok" in told and b"cluster_slots_ok:16384" in told
+
+    def recover(self) -> None:
+        """All nodes run and know of each other."""
+        for node in self.nodes:
+            node.recover()
+        wait_until(lambda: all(map(self._knows_all, self.nodes)), 30, "a cluster of three")
+
+    def close(self) -> None:
+        """End all nodes."""
+        for node in self.nodes:
+            node.close()
+
+
+class Sentinel(Redis):
+    """Watches one Redis server under the name ``shop``."""
+
+    name = "sentinel"
+
+    def __init__(self, master: Redis) -> None:
+        self.master = master
+        super().__init__()
+
+    def prepare(self) -> None:
+        super().prepare()
+        (self.folder / "sentinel.conf").write_text(
+            f"port {self.port}\nbind {HOST}\ndir {self.folder}\n"
+            f"sentinel monitor shop {HOST} {self.master.port} 1\n"
+            "sentinel down-after-milliseconds shop 500\n"
+        )
+
+    def command(self) -> list[str]:
+        return [self.program, "sentinel.conf", "--sentinel"]
+
+
 class RabbitMQ(Server):
     """``url`` names the virtual host ``/`` with the user ``uno`` and a password. Its epmd is its own, too."""
 

@@ -7,7 +7,6 @@ import gc
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +17,8 @@ import pytest
 from tests.contract import kit
 from tests.contract.kit import Watched, soon
 from tests.servers import free_port, wait_until
+from tests.upstream import HttpServer, Upstream
+from uno.core.monitoring.health import HealthStatus
 from uno.core.monitoring.instrumentation import CallScope, scope
 from uno.core.monitoring.monitor import ResourceMonitor
 from uno.core.resources import ResourceManager
@@ -27,46 +28,9 @@ STATE = "http.connection.state"
 ACTIVE, IDLE = {STATE: "active"}, {STATE: "idle"}
 LIMIT, PENDING, WAIT = "http.client.connection.max", "http.client.pending_requests", "http.client.wait_time"
 RATIO = "uno.http.client.error_ratio"
+CREATE, USE, VAIN = "http.client.connection.create_time", "connection_use_time", "connection_timeouts"
 #: How far a measured time may be from the truth on a busy machine.
 CLOSE = 0.03
-
-
-class Upstream(BaseHTTPRequestHandler):
-    """``/404`` answers with that status, ``/gate`` when the gate is open, ``/moved`` leads to ``/200``."""
-
-    protocol_version = "HTTP/1.1"
-    wbufsize = -1  # an answer is one packet
-    gate = threading.Event()
-
-    def do_GET(self) -> None:
-        what = self.path.partition("?")[0][1:]
-        if what == "gate":
-            self.gate.wait(10)
-        if what == "moved":
-            self.send_response(302)
-            self.send_header("Location", "/200")
-        else:
-            self.send_response(int(what) if what.isdigit() else 200)
-        self.send_header("Content-Length", "2")
-        self.end_headers()
-        self.wfile.write(b"ok")
-
-    def log_message(self, *args: object) -> None:
-        """Says nothing."""
-
-
-@pytest.fixture
-def upstream() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Upstream)
-    server.daemon_threads = True
-    Upstream.gate.clear()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    Upstream.gate.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 @pytest.fixture(params=[httpx, httpx2], ids=["httpx", "httpx2"])
@@ -159,8 +123,22 @@ def test_failures_by_their_kind(
 def test_a_redirect_is_part_of_its_request(api: Watched, client: Any) -> None:
     assert client.get("/moved", follow_redirects=True).text == "ok"
     api.until(1, "request_duration", "count")
-    api.until(2, WAIT, "count")  # each of the two asks the pool
+    assert api.read(WAIT, "count") == 1
     api.until(0, "active_requests")
+
+
+def test_connections_are_opened_and_used(api: Watched, client: Any) -> None:
+    for path in ("/200", "/200", "/close", "/slow"):
+        client.get(path)
+    api.until(4, "request_duration", "count")
+    assert api.read(USE, "count") == 4
+    assert api.read(CREATE, "count") == 2
+    assert (api.read(USE, "sum") or 0) == pytest.approx(api.read("request_duration", "sum") or 0, abs=CLOSE)
+    with pytest.raises(
+        (httpx.RemoteProtocolError, httpx2.RemoteProtocolError, httpx.ReadError, httpx2.ReadError)
+    ):
+        client.get("/reset")
+    api.until(1, "errors", "total")
 
 
 def test_slow_requests_are_named_to_the_line(api: Watched, client: Any) -> None:
@@ -239,6 +217,7 @@ def test_a_wait_in_vain(api: Watched, client: Any, library: ModuleType) -> None:
     with pytest.raises(library.PoolTimeout):
         client.get("/200", timeout=library.Timeout(5, pool=0.1))
     api.until(1, "requests", "total", outcome="PoolTimeout")
+    assert api.read(VAIN, "total") == 1
     api.until(0, PENDING)
     Upstream.gate.set()
     for thread in holders:
@@ -361,3 +340,40 @@ async def test_clients_are_noticed_when_they_are_used_again(
         await soon(lambda: any(r.target is kept for r in monitor.manager), "noticed")
         assert all(r.target is not once for r in monitor.manager)
     gc.collect()
+
+
+# -- the server is lost ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("library", [httpx], indirect=True)
+def test_a_frozen_and_a_killed_server(
+    monitor: ResourceMonitor, library: ModuleType, http_server: HttpServer
+) -> None:
+    with library.Client(base_url=http_server.url, timeout=10) as client:
+        api = Watched(monitor, client)
+        client.get("/200")
+
+        def is_(status: HealthStatus) -> bool:
+            return monitor.health_of("it").status is status
+
+        wait_until(lambda: is_(HealthStatus.UP), 10, "up")
+        http_server.freeze()
+        got: list[int] = []
+        thread = threading.Thread(target=lambda: got.append(client.get("/200").status_code), name="shop-1")
+        thread.start()
+        wait_until(lambda: is_(HealthStatus.DEGRADED), 5, "the request that hangs")
+        assert "1 running: thread shop" in api.explain("uno.http.client.oldest_request")
+        assert not got
+        http_server.thaw()
+        thread.join()
+        assert got == [200]
+        http_server.kill()
+
+        def fails() -> bool:
+            with pytest.raises(library.TransportError):
+                client.get("/200")
+            return is_(HealthStatus.DOWN)
+
+        wait_until(fails, 10, "down")
+        http_server.start()
+        wait_until(lambda: client.get("/200").status_code == 200 and not is_(HealthStatus.DOWN), 5, "back")

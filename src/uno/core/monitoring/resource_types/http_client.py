@@ -1,93 +1,70 @@
-"""How are HTTP clients watched? httpx and httpx2, sync and async.
+"""How are httpx and httpx2 watched, sync and async?
 
-``send`` is timed on the client, the wait for a connection in the pool's request beneath it; which connections are
-in use is read from the pool. Nothing but host and port of an address is looked at: the rest may hold secrets.
+Who sends travels in the request's extensions down to the pool, where it is seen who holds and who waits: so a request
+that gets its connection at once passes one hook only, and few lines of that. Everything else is read from the pool, or
+happens when a connection is opened or waited for.
 """
 
 from __future__ import annotations
 
 import sys
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator
 from time import monotonic, perf_counter
 from typing import Any
 
 from uno.core.monitoring.instrumentation import (
     ATTRIBUTE,
+    ONE_CLOCK,
+    OWN,
+    SLOW_SECONDS,
     Hold,
-    Stat,
-    announce,
     call_site,
     caller,
-    describe_error,
-    describe_holds,
-    describe_slow,
     failures,
     install,
-    stat_of,
+    scope,
 )
-from uno.core.monitoring.names import pick
-from uno.core.monitoring.thresholds import Threshold
-from uno.core.monitoring.type_monitor import ResourceTypeMonitor
-from uno.core.resources import Identity, Resource
+from uno.core.monitoring.metrics import MAX_PENDING
+from uno.core.monitoring.resource_types._http import (
+    HttpMonitor,
+    HttpStat,
+    HttpUse,
+    Sent,
+    answered,
+    failed,
+    held_since_now,
+    http_stat,
+    meet,
+    used,
+    waited,
+)
+from uno.core.resources import Identity
 
-RECENT = 10.0
-MAX_HOSTS = 32
 _UNLIMITED = 2**31
 #: What is read of a pool; where one lacks any of it, its size is unknown.
 _READ = ("_connections", "_requests", "_max_connections")
+_SENT = "uno"
+#: While no other request runs, the place that sends one is looked up at most this often.
+SITE_SECONDS = 0.001
+_new = tuple.__new__
 
-#: The request that is being sent here, for the pool's hooks beneath.
-_sending: ContextVar[tuple[Stat, Hold] | None] = ContextVar("uno_http_sending", default=None)
 
-
-class HttpxClient(ResourceTypeMonitor):
+class HttpxClient(HttpMonitor):
     """Requests and connections of a Client or AsyncClient.
 
     A client is found with its second request, for many are made for a single one.
     """
 
-    resource_type = "http_client"
     targets = ("httpx.Client", "httpx.AsyncClient", "httpx._client.Client", "httpx._client.AsyncClient")
     library = "httpx"
     core = "httpcore"
     tested = ">=0.25.1,<1"
-    blocking = False
-    metrics = pick(
-        "uno.resource.utilization",
-        "http.client.request.duration",
-        "http.client.requests",
-        "http.client.active_requests",
-        "http.client.pending_requests",
-        "http.client.wait_time",
-        "http.client.open_connections",
-        "http.client.connection.max",
-        "uno.http.client.error_ratio",
-        "uno.resource.errors",
-    )
-    headline = (
-        "http.client.request.duration",
-        "http.client.requests",
-        "uno.http.client.error_ratio",
-        "http.client.active_requests",
-    )
-    thresholds = (
-        ("uno.http.client.error_ratio", Threshold(0.1, 0.5, "Requests fail")),
-        ("http.client.request.duration", Threshold(1, 5, "Requests are slow", keep_firing_for=3)),
-        ("http.client.pending_requests", Threshold(0, 10, "Requests wait for a connection", for_=1)),
-        ("uno.resource.utilization", Threshold(0.8, 0.95, "The connection pool is nearly used up", for_=1)),
-    )
 
     def identify(self, target: Any) -> Identity:
         host = target.base_url.host
         if not host:
             return Identity("http-client")
-        place = _place(target.base_url)
-        return Identity(host, place, {"server.address": host})
-
-    def attach(self, target: Any) -> None:
-        _marks(stat_of(target))
+        return Identity(host, _place(target.base_url), {"server.address": host})
 
     def ready(self) -> bool:
         # httpx loads its pools with the first client
@@ -96,41 +73,32 @@ class HttpxClient(ResourceTypeMonitor):
     def install(self) -> list[Callable[[], None]]:
         library = sys.modules[self.library]
         undos = [install(library.Client, "send", _send), install(library.AsyncClient, "send", _async_send)]
-        for module, name, wrap in (
-            ("_sync.connection_pool", "PoolRequest", _wait),
-            ("_async.connection_pool", "AsyncPoolRequest", _async_wait),
+        for module, owner, name, wrap in (
+            ("_synchronization", "Event", "wait", _wait),
+            ("_synchronization", "AsyncEvent", "wait", _async_wait),
+            ("_sync.connection", "HTTPConnection", "_connect", _connect),
+            ("_async.connection", "AsyncHTTPConnection", "_connect", _async_connect),
         ):
-            request = getattr(sys.modules.get(f"{self.core}.{module}"), name, None)
-            if request is not None:
-                undos.append(install(request, "wait_for_connection", wrap))
+            cls = getattr(sys.modules.get(f"{self.core}.{module}"), owner, None)
+            if cls is not None and name in vars(cls):
+                undos.append(install(cls, name, wrap))
         return undos
 
-    def collect_metrics(self, resource: Resource) -> None:
-        client = resource.target
-        stat = stat_of(client)
-        used, idle, waiting, limit = self._read(client, stat)
-        update = self.update_metric
-        update("uno.resource.utilization", used / limit if limit and used is not None else None)
-        update("http.client.request.duration", stat.duration)
-        for outcome, cell in list(stat.outcomes.items()):
-            update("http.client.requests", cell, {"outcome": outcome})
-        update("http.client.active_requests", stat.active)
-        update("http.client.pending_requests", waiting)
-        update("http.client.wait_time", stat.wait)
-        update("http.client.open_connections", used, {"http.connection.state": "active"})
-        update("http.client.open_connections", idle, {"http.connection.state": "idle"})
-        update("http.client.connection.max", limit)
-        update("uno.http.client.error_ratio", _error_ratio(stat))
-        update("uno.resource.errors", stat.errors)
+    def attach(self, target: Any) -> None:
+        http_stat(target).pooled = next(_pools(target), None) is not None
+        super().attach(target)
 
-    def _read(self, client: Any, stat: Stat) -> tuple[float | None, float | None, float | None, float | None]:
-        """(active, idle, waiting, limit) over the client's pools; None where its transports have none."""
+    def pool_use(self, target: Any) -> HttpUse:
         used = idle = waiting = limit = 0.0
+        stat = http_stat(target)
         holds: dict[int, Hold] = {}
         waiters: dict[int, Hold] = {}
-        pools = list(_pools(client))
+        pools = list(_pools(target))
         for pool in pools:
             for connection in list(pool._connections):
+                origin = getattr(connection, "_origin", None)
+                if origin is not None and (origin.host, origin.port) not in stat.places:
+                    stat.place(origin.host, origin.port)
                 if connection.is_idle():
                     idle += 1
                 else:
@@ -138,50 +106,14 @@ class HttpxClient(ResourceTypeMonitor):
             for request in list(pool._requests):
                 queued = request.is_queued()
                 waiting += queued
-                hold = request.__dict__.get("_uno_hold")
-                if hold is not None:
-                    (waiters if queued else holds)[id(request)] = hold
+                held = request.request.extensions.get(_SENT)
+                if held is not None:
+                    (waiters if queued else holds)[id(request)] = held[1]
             limit += pool._max_connections
         stat.holds, stat.waiters = holds, waiters
         if not pools:
-            return None, None, None, None
-        return used, idle, waiting, limit if limit < _UNLIMITED else None
-
-    def capacity(self, target: Any) -> tuple[float, float | None] | None:
-        used, _, _, limit = self._read(target, stat_of(target))
-        return None if used is None else (used, limit)
-
-    def statistics(self, target: Any) -> Mapping[str, float | None]:
-        stat = stat_of(target)
-        used, idle, waiting, limit = self._read(target, stat)
-        return {
-            "total_requests": stat.total.value,
-            "errors": stat.errors.value,
-            "active_requests": stat.active,
-            "connections_in_use": used,
-            "connections_idle": idle,
-            "connections_waiting": waiting,
-            "connections_max": limit,
-        }
-
-    def ping(self, target: Any) -> bool | None:
-        """True when a request went well lately. No request is made for the sake of it: None when there was none."""
-        stat = stat_of(target)
-        recent = stat.last_ok and monotonic() - stat.last_ok < RECENT
-        return True if recent and stat.last_ok >= stat.last_error else None
-
-    def endpoints(self, target: Any) -> list[str]:
-        return list(stat_of(target).extra.get("hosts", ()))
-
-    def explain(self, target: Any, metric: str) -> str:
-        stat = stat_of(target)
-        if metric in ("uno.http.client.error_ratio", "uno.resource.errors", "http.client.requests"):
-            place = stat.extra.get("failed_at")
-            said = describe_error(stat)
-            return f"{said}; to {place}" if said and place else said
-        if metric == "http.client.request.duration":
-            return describe_slow(stat) or describe_error(stat)
-        return describe_holds(stat, "connection", (self.capacity(target) or (0, None))[1])
+            return HttpUse(None, None, None, None)
+        return HttpUse(used, idle, limit if limit < _UNLIMITED else None, waiting)
 
 
 class Httpx2Client(HttpxClient):
@@ -194,9 +126,13 @@ class Httpx2Client(HttpxClient):
 
 
 def _place(url: Any) -> str:
-    port = url.port or {"http": 80, "https": 443}.get(url.scheme)
+    port = _port(url)
     host = f"[{url.host}]" if ":" in url.host else url.host
     return f"{host}:{port}" if port else host
+
+
+def _port(url: Any) -> int | None:
+    return url.port or {"http": 80, "https": 443}.get(url.scheme)
 
 
 def _pools(client: Any) -> Iterator[Any]:
@@ -206,95 +142,42 @@ def _pools(client: Any) -> Iterator[Any]:
             yield pool
 
 
-def _marks(stat: Stat) -> deque[tuple[float, float, float]]:
-    """When there were how many requests and errors: from the first request on, then at each collection."""
-    marks: deque[tuple[float, float, float]] | None = stat.extra.get("marks")
-    if marks is None:
-        mark = (monotonic(), stat.total.value, stat.errors.value)
-        marks = stat.extra.setdefault("marks", deque((mark,)))
-    return marks
-
-
-def _error_ratio(stat: Stat) -> float | None:
-    """The share of failed requests in the last 10 s; None when there was no request."""
-    marks = _marks(stat)
-    now, total, errors = monotonic(), stat.total.value, stat.errors.value
-    marks.append((now, total, errors))
-    while len(marks) > 1 and now - marks[1][0] >= RECENT:
-        marks.popleft()
-    asked = total - marks[0][1]
-    return (errors - marks[0][2]) / asked if asked > 0 else None
-
-
-def _begin(client: Any) -> tuple[Stat, Hold]:
-    used = ATTRIBUTE in client.__dict__
-    stat = stat_of(client)
-    if not used:
-        _marks(stat)
-    elif "announced" not in stat.extra:  # with its second request: many are made for a single one
-        stat.extra["announced"] = True
-        announce(client)
-    stat.active += 1
-    return stat, Hold(call_site(3), caller(), monotonic())
-
-
-def _end(
-    stat: Stat, hold: Hold, start: float, request: Any, response: Any, error: BaseException | None
-) -> None:
-    seconds = perf_counter() - start
-    stat.active -= 1
-    if error is not None and not isinstance(error, Exception):  # neither failed nor succeeded
-        stat.outcome("cancelled").value += 1
-        stat.total.value += 1
-        stat.called(hold.caller)[0].value += 1
-        return
-    if error is not None:
-        stat.outcome(type(error).__name__).value += 1
-    else:
-        stat.outcome(f"{response.status_code // 100}xx").value += 1
-        if response.status_code >= 500:
-            error = _ServerError(response.status_code)
-    stat.done(seconds, error, hold.caller)
-    if isinstance(error, _ServerError):
-        stat.last_error_kind = f"HTTP {error.status}"
-    hosts: dict[str, None] = stat.extra.setdefault("hosts", {})
-    place = _place(request.url)
-    if place not in hosts and len(hosts) < MAX_HOSTS:
-        hosts[place] = None
-    if error is not None:
-        stat.extra["failed_at"] = place
-
-
-class _ServerError(Exception):
-    """The server said that it failed."""
-
-    def __init__(self, status: int) -> None:
-        self.status = status
-
-
-def _guarded_end(*args: Any) -> None:
-    try:
-        _end(*args)
-    except Exception as error:  # noqa: BLE001 - a hook never fails the call
-        failures("Client.send", error)
+# -- hooks -----------------------------------------------------------------------------------------------
+# What runs for each request is written out, since it runs once in a while only, so that each line costs a multiple of
+# what it costs in a loop.
 
 
 def _send(original: Any) -> Any:
     def send(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            mine = _begin(self)
-        except Exception as error:  # noqa: BLE001
-            failures("Client.send", error)
+        sent = _begin(self, request, kwargs)
+        if sent is None:
             return original(self, request, *args, **kwargs)
-        token, start = _sending.set(mine), perf_counter()
         try:
             response = original(self, request, *args, **kwargs)
         except BaseException as error:
-            _guarded_end(*mine, start, request, None, error)
+            _failed(sent, error, request)
             raise
-        finally:
-            _sending.reset(token)
-        _guarded_end(*mine, start, request, response, None)
+        try:
+            now, status = perf_counter(), response.status_code
+            stat, hold, start = sent
+            if (
+                status < 500
+                and now - start <= SLOW_SECONDS
+                and not kwargs.get("stream")
+                and not response.history
+                and request.extensions.get(_SENT) is sent
+            ):
+                if hold[0] is not None:  # as seldom as the place, for it costs as much
+                    url = request.url
+                    stat.place(url.host, url.port or _port(url))
+                del stat.running[start], request.extensions[_SENT]
+                stat.log.append((start, now, hold[1], status))
+                if len(stat.log) > MAX_PENDING:
+                    stat.drain()
+                return response
+        except Exception as error:  # noqa: BLE001 - a hook never fails the call
+            failures("Client.send", error)
+        _answered(sent, request, response, kwargs)
         return response
 
     return send
@@ -302,56 +185,178 @@ def _send(original: Any) -> Any:
 
 def _async_send(original: Any) -> Any:
     async def send(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            mine = _begin(self)
-        except Exception as error:  # noqa: BLE001
-            failures("AsyncClient.send", error)
+        sent = _begin(self, request, kwargs)
+        if sent is None:
             return await original(self, request, *args, **kwargs)
-        token, start = _sending.set(mine), perf_counter()
         try:
             response = await original(self, request, *args, **kwargs)
         except BaseException as error:
-            _guarded_end(*mine, start, request, None, error)
+            _failed(sent, error, request)
             raise
-        finally:
-            _sending.reset(token)
-        _guarded_end(*mine, start, request, response, None)
+        _answered(sent, request, response, kwargs)
         return response
 
     return send
 
 
+def _begin(client: Any, request: Any, kwargs: Any) -> Sent | None:
+    try:
+        stat = client.__dict__.get(ATTRIBUTE)
+        if stat is None or not stat.announced:
+            stat = meet(client)
+        current = scope.get()
+        name = caller() if current is None else current._name or current.name
+        if name == OWN:
+            return None
+        start = perf_counter()
+        running = stat.running
+        site = None
+        if running or start - stat.sited > SITE_SECONDS or kwargs.get("stream"):
+            stat.sited = start
+            site = call_site(3)
+        running[start] = start, name
+        sent = stat, _new(Hold, (site, name, start if ONE_CLOCK else monotonic())), start
+        request.extensions[_SENT] = sent
+        return sent
+    except Exception as error:  # noqa: BLE001 - a hook never fails the call
+        failures("Client.send", error)
+        return None
+
+
+def _answered(sent: Sent, request: Any, response: Any, kwargs: Any) -> None:
+    """A request that was slow, waited, failed, was redirected or is not read yet, and any of asyncio."""
+    try:
+        stat, hold, start = sent
+        url, status, now = request.url, response.status_code, perf_counter()
+        place = url.host, url.port or _port(url)
+        if place not in stat.places:
+            stat.place(*place)
+        last = response.request.extensions
+        held = last.get(_SENT) or sent
+        stream = kwargs.get("stream")
+        for asked in (request, *(earlier.request for earlier in response.history), response.request):
+            if not stream or asked is not response.request:
+                asked.extensions.pop(_SENT, None)
+        if held is sent and not stream and status < 500 and now - start <= SLOW_SECONDS:
+            stat.running.pop(start, None)
+            stat.log.append((start, now, hold[1], status))
+            if len(stat.log) > MAX_PENDING:
+                stat.drain()
+            return
+        answered(sent, status, *place)
+        if stat.pooled:
+            if held is sent:
+                waited(stat, 0.0)
+            if not stream or not _until_closed(response, stat, held[1], last):
+                used(stat, held[1])
+    except Exception as error:  # noqa: BLE001 - a hook never fails the call
+        failures("Client.send", error)
+
+
+def _until_closed(response: Any, stat: HttpStat, hold: Hold, extensions: Any) -> bool:
+    """See when the connection of an answer that is not read yet is given back."""
+    inner = getattr(getattr(response.stream, "_stream", None), "_httpcore_stream", None)
+    name = "aclose" if hasattr(inner, "aclose") else "close"
+    original = getattr(inner, name, None)
+    if original is None or not hasattr(inner, "__dict__"):
+        return False
+
+    def close(*args: Any, **kwargs: Any) -> Any:
+        if extensions.pop(_SENT, None) is not None:
+            used(stat, hold)
+        return original(*args, **kwargs)
+
+    setattr(inner, name, close)
+    return True
+
+
+def _failed(sent: Sent, error: BaseException, request: Any) -> None:
+    try:
+        url = request.url
+        request.extensions.pop(_SENT, None)
+        failed(sent, error, url.host, _port(url))
+    except Exception as failure:  # noqa: BLE001
+        failures("Client.send", failure)
+
+
+def _asking(frame: Any) -> tuple[Any, Sent] | None:
+    """Whose request it is that waits in the pool: the caller's ``self`` is the pool's request."""
+    try:
+        extensions = frame.f_locals["self"].request.extensions
+        return extensions, extensions[_SENT]
+    except Exception:  # noqa: BLE001 - not the one that is meant
+        return None
+
+
 def _wait(original: Any) -> Any:
-    def wait_for_connection(self: Any, *args: Any, **kwargs: Any) -> Any:
-        mine = _sending.get()
-        if mine is None:
-            return original(self, *args, **kwargs)
-        self._uno_hold = mine[1]
-        if self.connection is not None:
-            mine[0].wait.observe(0.0)
+    def wait(self: Any, *args: Any, **kwargs: Any) -> Any:
+        asking = _asking(sys._getframe(1))
+        if asking is None:
             return original(self, *args, **kwargs)
         start = perf_counter()
         try:
-            return original(self, *args, **kwargs)
-        finally:
-            mine[0].wait.observe(perf_counter() - start)
+            result = original(self, *args, **kwargs)
+        except BaseException as error:
+            _in_vain(asking, error)
+            raise
+        _there(asking, start)
+        return result
 
-    return wait_for_connection
+    return wait
 
 
 def _async_wait(original: Any) -> Any:
-    async def wait_for_connection(self: Any, *args: Any, **kwargs: Any) -> Any:
-        mine = _sending.get()
-        if mine is None:
-            return await original(self, *args, **kwargs)
-        self._uno_hold = mine[1]
-        if self.connection is not None:
-            mine[0].wait.observe(0.0)
+    async def wait(self: Any, *args: Any, **kwargs: Any) -> Any:
+        asking = _asking(sys._getframe(1))
+        if asking is None:
             return await original(self, *args, **kwargs)
         start = perf_counter()
         try:
-            return await original(self, *args, **kwargs)
-        finally:
-            mine[0].wait.observe(perf_counter() - start)
+            result = await original(self, *args, **kwargs)
+        except BaseException as error:
+            _in_vain(asking, error)
+            raise
+        _there(asking, start)
+        return result
 
-    return wait_for_connection
+    return wait
+
+
+def _there(asking: tuple[Any, Sent], start: float) -> None:
+    extensions, (stat, hold, begun) = asking
+    waited(stat, perf_counter() - start)
+    extensions[_SENT] = stat, held_since_now(hold), begun
+
+
+def _in_vain(asking: tuple[Any, Sent], error: BaseException) -> None:
+    if isinstance(error, Exception):
+        asking[1][0].timeouts.value += 1
+
+
+def _connect(original: Any) -> Any:
+    def _connect(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        start = perf_counter()
+        stream = original(self, request, *args, **kwargs)
+        _opened(request, start)
+        return stream
+
+    return _connect
+
+
+def _async_connect(original: Any) -> Any:
+    async def _connect(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        start = perf_counter()
+        stream = await original(self, request, *args, **kwargs)
+        _opened(request, start)
+        return stream
+
+    return _connect
+
+
+def _opened(request: Any, start: float) -> None:
+    try:
+        sent = request.extensions.get(_SENT)
+        if sent is not None:
+            sent[0].connects.add(perf_counter() - start)
+    except Exception as error:  # noqa: BLE001
+        failures("HTTPConnection._connect", error)
