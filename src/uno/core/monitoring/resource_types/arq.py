@@ -36,9 +36,9 @@ _COUNTS = {"jobs_complete": "succeeded", "jobs_failed": "failed", "jobs_retried"
 class ArqMonitor(JobQueueMonitor):
     """Jobs enqueued, run, failed and retried in this process; depth and age of the oldest from Redis.
 
-    The queues are those that this process enqueues to or works on. arq keeps a running job in its queue: which of the
-    first 1,000 due jobs run is asked for. The number of workers is known only to be none, while no worker reports. The
-    wait of a job begins when it is due. The connections of an ArqRedis are a resource of their own, as Redis's.
+    Of arq's queues those are watched that this process enqueues to or works on. arq keeps a running job in its queue:
+    which of the first 1,000 due jobs run is asked for. The number of workers is known only to be none, while no worker
+    reports. The wait of a job begins when it is due. The connections of an ArqRedis are a resource of their own.
     """
 
     targets = ("arq.connections.ArqRedis",)

@@ -57,9 +57,9 @@ _EVENTS = b"""
 class ProcrastinateMonitor(JobQueueMonitor):
     """Jobs deferred, run, failed and retried in this process; depth by queue, age and workers from PostgreSQL.
 
-    The depth is that of the whole database, read with psycopg on a connection of uno's own; with other connectors it is
-    unknown. How long a job waited is read some seconds after it started from procrastinate's own table of events:
-    unknown for jobs that are deleted by then. Workers are those with a heartbeat in the last 30 seconds.
+    procrastinate's depth is that of the whole database, read with psycopg on a connection of uno's own; with other
+    connectors it is unknown. How long a job waited is read some seconds after it started from procrastinate's own
+    table of events: unknown for jobs that are deleted by then. Workers are those with a heartbeat in the last 30 seconds.
     """
 
     targets = ("procrastinate.app.App",)

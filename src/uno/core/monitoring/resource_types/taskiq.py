@@ -43,7 +43,7 @@ class TaskiqMonitor(JobQueueMonitor):
 
     targets = ("taskiq.abc.broker.AsyncBroker",)
     library = "taskiq"
-    tested = ">=0.11,<0.14"
+    tested = ">=0.11.20,<0.14"
     metrics = JobQueueMonitor.metrics + pick("task_queue.oldest_age")
 
     def ready(self) -> bool:
