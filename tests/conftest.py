@@ -45,6 +45,17 @@ def postgresql(_postgresql: servers.PostgreSQL) -> Iterator[servers.PostgreSQL]:
 
 
 @pytest.fixture(scope="session")
+def _mariadb() -> Iterator[servers.MariaDB]:
+    yield from _run(servers.MariaDB)
+
+
+@pytest.fixture
+def mariadb(_mariadb: servers.MariaDB) -> Iterator[servers.MariaDB]:
+    """A MariaDB server with the database ``shop``; ``url`` carries a password."""
+    yield from _lend(_mariadb)
+
+
+@pytest.fixture(scope="session")
 def _redis_server() -> Iterator[servers.Redis]:
     yield from _run(servers.Redis)
 

@@ -31,8 +31,17 @@ from uno.core.monitoring.instrumentation import (
     stat_of,
 )
 from uno.core.monitoring.metrics import MAX_PENDING
-from uno.core.monitoring.resource_types._pooled import SITE_SECONDS, PooledMonitor, PoolUse, is_own
-from uno.core.monitoring.thresholds import Threshold
+from uno.core.monitoring.resource_types._pooled import (
+    OLDEST,
+    PENDING,
+    SITE_SECONDS,
+    SLOW,
+    TIMEOUTS,
+    UTILIZATION,
+    PooledMonitor,
+    PoolUse,
+    is_own,
+)
 from uno.core.resources import Identity
 
 SLOW_SECONDS = 0.5
@@ -52,15 +61,7 @@ class SqlalchemyEngine(PooledMonitor):
     )  # shares pool and dialect with the engine it is made from
     library = "sqlalchemy"
     tested = ">=1.4,<2.2"
-    thresholds = (
-        ("uno.resource.utilization", Threshold(0.8, 0.95, "The connection pool is nearly used up", for_=1)),
-        ("db.client.connection.pending_requests", Threshold(0, 10, "Requests wait for a connection", for_=1)),
-        ("db.client.connection.timeouts", Threshold(None, 0, "Requests did not get a connection in time",
-                                                    keep_firing_for=5)),
-        ("uno.db.client.connection.oldest_use",
-         Threshold(10, 60, "A connection is held far longer than usual: a leak?")),
-        ("db.client.operation.duration", Threshold(1, 5, "Queries are slow", keep_firing_for=3)),
-    )  # fmt: skip
+    thresholds = (UTILIZATION, PENDING, TIMEOUTS, OLDEST, SLOW)
 
     def engine(self, target: Any) -> Any:
         """The sync engine, which holds pool and dialect."""
