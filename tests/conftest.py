@@ -56,6 +56,17 @@ def mariadb(_mariadb: servers.MariaDB) -> Iterator[servers.MariaDB]:
 
 
 @pytest.fixture(scope="session")
+def _mongodb() -> Iterator[servers.MongoDB]:
+    yield from _run(servers.MongoDB)
+
+
+@pytest.fixture
+def mongodb(_mongodb: servers.MongoDB) -> Iterator[servers.MongoDB]:
+    """A server that speaks MongoDB's protocol; ``url`` carries a password."""
+    yield from _lend(_mongodb)
+
+
+@pytest.fixture(scope="session")
 def _redis_server() -> Iterator[servers.Redis]:
     yield from _run(servers.Redis)
 

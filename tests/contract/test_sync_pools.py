@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -61,12 +60,17 @@ class Pool:
             cursor.execute(statement)
             return cursor.fetchone()
 
-    def select(self) -> Any:
+    def select(self, statement: str = "SELECT 1") -> Any:
         connection = self.take()
         try:
-            return self.query(connection)
+            return self.query(connection, statement)
         finally:
             self.give(connection)
+
+    def use_up(self) -> None:
+        """Take and return until there is nothing: what it still has is lost with the server."""
+        for _ in range(3):
+            self.give(self.real.getconn(timeout=0.2) if self.waits else self.take())
 
     def close(self) -> None:
         if self.waits:
@@ -151,11 +155,7 @@ def test_the_pool_and_its_queries(make: Make, kind: str, postgresql: servers.Pos
     assert isinstance(statistics, dict)
     assert statistics["total_queries"] == (1 if pool.waits else None)
     with pytest.raises(pool.error):
-        connection = pool.take()
-        try:
-            pool.query(connection, "SELECT hunter2_canary")
-        finally:
-            pool.give(connection)
+        pool.select("SELECT hunter2_canary")
     if pool.waits:
         shop.until(1, "errors", "total")
         assert shop.explain("uno.resource.errors").startswith("last error UndefinedColumn")
@@ -265,11 +265,9 @@ def test_a_discovered_pool_goes_when_it_is_dropped(
         return pool.real
 
     kit.dies(monitor, make, "database")
-    pool = Pool(kind, postgresql.url)  # and what comes later is noticed by its hooks
-    wait_until(lambda: any(r.target is pool.real for r in monitor.manager), 5, "discovered")
-    pool.close()
-    del pool
-    gc.collect()
+    later = Pool(kind, postgresql.url)  # and what comes later is noticed by its hooks
+    wait_until(lambda: any(r.target is later.real for r in monitor.manager), 5, "discovered")
+    later.close()
 
 
 @pytest.mark.parametrize("kind", ["psycopg", "psycopg-null", "psycopg2"])
@@ -292,7 +290,7 @@ def test_pings_take_what_nobody_needs(make: Make, kind: str) -> None:
 
 
 def test_the_monitors_pings_are_no_traffic(monitor: ResourceMonitor, make: Make) -> None:
-    pool, shop = make("psycopg")
+    _, shop = make("psycopg")
     wait_until(lambda: monitor.health_of(shop.resource.id).status is HealthStatus.UP, 10, "pinged")
     assert shop.read("query_duration", "count") == shop.read(WAIT, "count") == shop.read(USE, "count") == 0
 
@@ -326,9 +324,8 @@ def test_a_frozen_server_and_a_lost_one(
         with pytest.raises(each.error):
             each.query(connection)
         each.give(connection)
-        with pytest.raises(each.error):  # what it still has is lost, too; then it has nothing
-            for _ in range(3):
-                each.give(each.real.getconn(timeout=0.2) if each.waits else each.take())
+        with pytest.raises(each.error):
+            each.use_up()
         its.until(0, "connections", **USED)
         wait_until(lambda its=its: (its.read("errors", "total") or 0) >= 1, 5, "an error")  # type: ignore[misc]
     assert servers.PASSWORD not in kit.everything_said(monitor)
