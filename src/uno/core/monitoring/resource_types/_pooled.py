@@ -126,8 +126,9 @@ class PooledMonitor(ResourceTypeMonitor):
             if name in self.specs:  # not every library tells everything
                 self.update_metric(name, value, labels)
 
+        used = float(len(stat.holds)) if used is None else used
         update("uno.resource.utilization", self.utilization(target, used, limit))
-        update("db.client.connection.count", len(stat.holds) if used is None else used, {_STATE: "used"})
+        update("db.client.connection.count", used, {_STATE: "used"})
         update("db.client.connection.count", idle, {_STATE: "idle"})
         update("db.client.connection.max", limit)
         update("db.client.connection.pending_requests", waiting)
@@ -140,9 +141,9 @@ class PooledMonitor(ResourceTypeMonitor):
         update("uno.db.client.slow_operations", stat.slow)
         update("uno.resource.errors", stat.errors)
 
-    def utilization(self, target: Any, used: float | None, limit: float | None) -> float | None:
+    def utilization(self, target: Any, used: float, limit: float | None) -> float | None:
         """The share of the limit that is in use; of the fullest, where there are several pools in one."""
-        return used / limit if limit and used is not None else None
+        return used / limit if limit else None
 
     def capacity(self, target: Any) -> tuple[float, float | None] | None:
         used, _, limit, _ = self.pool_use(target)

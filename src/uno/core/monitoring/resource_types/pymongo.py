@@ -102,7 +102,7 @@ class PymongoClient(PooledMonitor):
             sum(_waiting(pool) for pool in pools),
         )
 
-    def utilization(self, target: Any, used: float | None, limit: float | None) -> float | None:
+    def utilization(self, target: Any, used: float, limit: float | None) -> float | None:
         shares = [
             pool.active_sockets / pool.max_pool_size
             for pool in _pools(target)
