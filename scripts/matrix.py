@@ -42,13 +42,31 @@ def _rows() -> list[Row]:
         plugin = "tests.matrix.old_redis" if version < "5.3" else ""
         row = Row(f"redis-{version}", (f"redis=={version}.*",), "tests/contract/test_redis.py", plugin)
         rows.append(row)
-    for version in ("0.25.1", "0.26.0", "0.27.2", "0.28.1"):
-        rows.append(Row(f"httpx-{version}", (f"httpx=={version}", "httpx2"), http))
+    rows += [
+        Row(f"httpx-{version}", (f"httpx=={version}", "httpx2"), http)
+        for version in ("0.25.1", "0.26.0", "0.27.2", "0.28.1")
+    ]
     for version in ("0.27", "0.29", "0.30", "0.32"):
         # Up to 0.30 a pool that is dropped lives on, watched or not.
         without = "goes_when_it_is_dropped" if version < "0.31" else ""
         test = "tests/contract/test_asyncpg.py"
         rows.append(Row(f"asyncpg-{version}", (f"asyncpg=={version}.*",), test, without=without))
+    pools = "tests/contract/test_async_pools.py tests/contract/test_sync_pools.py"
+    oldest = ("psycopg[binary]==3.1.*", "psycopg-pool==3.1.*", "aiomysql==0.2.*", "asyncmy==0.2.9")
+    newest = ("psycopg[binary]==3.3.*", "psycopg-pool==3.3.*", "aiomysql==0.3.*", "asyncmy")
+    rows += [
+        Row("pools-oldest", (*oldest, "psycopg2-binary==2.9.*"), pools),
+        Row("pools-newest", (*newest, "psycopg2-binary==2.9.*"), pools),
+    ]
+    for version in ("4.9", "4.13", "4.20"):
+        row = Row(
+            f"pymongo-{version}", (f"pymongo=={version}.*", "secantusdb"), "tests/contract/test_pymongo.py"
+        )
+        rows.append(row)
+    rows += [
+        Row(f"aiosqlite-{version}", (f"aiosqlite=={version}.*",), "tests/contract/test_aiosqlite.py")
+        for version in ("0.17", "0.20", "0.22")
+    ]
     return rows
 
 
@@ -63,7 +81,7 @@ def run(row: Row) -> bool:
     subprocess.run(install, check=True)
     # Old versions warn of what is new to them.
     options = ["-q", "--timeout=120", "--override-ini=filterwarnings=default", "-p", "no:cacheprovider"]
-    command = [str(python), "-m", "pytest", *options, row.tests]
+    command = [str(python), "-m", "pytest", *options, *row.tests.split()]
     if row.plugin:
         command += ["-p", row.plugin]
     if row.without:

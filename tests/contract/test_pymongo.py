@@ -223,7 +223,7 @@ async def test_an_async_client(monitor: ResourceMonitor, mongodb: servers.MongoD
         async def held() -> Any:
             return await orders.find_one()
 
-        await client.admin.command(slow_finds(client, 0.3, times=2))
+        await client.admin.command(slow_finds(client, 0.5, times=2))
         before = shop.read(WAIT, "sum") or 0.0
         holders = [asyncio.create_task(held()) for _ in range(2)]
         await shop.soon(1.0, "connection_pool_usage")

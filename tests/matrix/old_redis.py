@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import redis.asyncio
 import redis.asyncio.connection
 import redis.connection
 
@@ -22,3 +23,6 @@ for module in (redis.connection, redis.asyncio.connection):
     for cls in (module.ConnectionPool, module.BlockingConnectionPool):
         if "get_connection" in vars(cls):
             setattr(cls, "get_connection", _named(vars(cls)["get_connection"]))  # noqa: B010
+
+if not hasattr(redis.asyncio.Redis, "aclose"):
+    redis.asyncio.Redis.aclose = redis.asyncio.Redis.close  # type: ignore[method-assign]

@@ -130,7 +130,7 @@ class AsyncpgPool(PooledMonitor):
         """Passive first; then a query on a free connection, on the loop that owns the pool and on no other."""
         import asyncio
 
-        if target._queue is None or target.is_closing():
+        if target._queue is None or target._closing:
             return None
         if self.seems_up(target):
             return True

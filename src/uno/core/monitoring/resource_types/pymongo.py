@@ -52,8 +52,8 @@ SLOW_SECONDS = 0.5
 _PING_SECONDS = 1.5
 _SENT = "_uno_sent"
 _COMMAND = "_uno_command"
-#: Whether what runs now may wait on purpose.
-_patient: ContextVar[bool] = ContextVar("uno_pymongo_patient", default=False)
+#: Whether what runs now may wait on purpose; None when no operation runs.
+_patient: ContextVar[bool | None] = ContextVar("uno_pymongo_patient", default=None)
 #: These may, for what a change stream or a tailable cursor has not seen yet.
 _WAITS = frozenset(("getMore", "get_more"))
 
@@ -63,6 +63,9 @@ class PymongoClient(PooledMonitor):
 
     A command is timed from its sending to its answer, a `getMore` excepted, which may wait on purpose. Errors are what
     reached the application: what the driver tried again is none. The share in use is that of the fullest server.
+
+    The tests of PyMongo stand on a real `mongod` where there is one on the PATH; Debian has none, so in general they
+    stand on SecantusDB, another's implementation of the server on MongoDB's storage engine.
     """
 
     resource_type = "database"
@@ -124,7 +127,10 @@ class PymongoClient(PooledMonitor):
         # The most derived that defines it: both worlds share some of their bases.
         pool, connection = connections.Pool, _connection(connections)
         operation, get, give, connect, command, send, receive = self.hooks()
-        return [
+        # Until 4.14 or so commands of the application's own making are no operations: what fails comes by here.
+        handler = getattr(sys.modules[f"{self.package}.mongo_client"], "_MongoClientErrorHandler", None)
+        more = [] if handler is None else [install(handler, "handle", self.handle())]
+        return more + [
             install(client, "__init__", _init),
             install(client, "_retry_internal", operation),
             install(pool, "_get_conn", get),
@@ -138,6 +144,10 @@ class PymongoClient(PooledMonitor):
     def hooks(self) -> tuple[Any, ...]:
         """The hooks for an operation, taking, returning and making a connection, and what goes over it."""
         return _operation, _get_conn, _checkin, _connect, _command, _send, _receive
+
+    def handle(self) -> Any:
+        """The hook for what fails outside of operations."""
+        return _handle
 
     def ping(self, target: Any) -> Any:
         """Passive first; then the command ping. None when a pool is used up, or the client was not used yet."""
@@ -153,6 +163,7 @@ class PymongoAsyncClient(PymongoClient):
     """Connections and commands of an AsyncMongoClient."""
 
     targets = ("pymongo.asynchronous.mongo_client.AsyncMongoClient",)
+    tested = ">=4.13,<5"
     package, client = "pymongo.asynchronous", "AsyncMongoClient"
 
     def hooks(self) -> tuple[Any, ...]:
@@ -165,6 +176,9 @@ class PymongoAsyncClient(PymongoClient):
             _async_send,
             _async_receive,
         )
+
+    def handle(self) -> Any:
+        return _async_handle
 
     def bound_loop(self, target: Any) -> Any:
         return bound(stat_of(target))
@@ -248,7 +262,7 @@ def _waits(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 def _operation(original: Any) -> Any:
     def _retry_internal(self: Any, *args: Any, **kwargs: Any) -> Any:
-        token = _patient.set(True) if _waits(args, kwargs) else None
+        token = _patient.set(_waits(args, kwargs))
         begun = _begun(self)
         try:
             result = original(self, *args, **kwargs)
@@ -256,8 +270,7 @@ def _operation(original: Any) -> Any:
             _ended(begun, error)
             raise
         finally:
-            if token is not None:
-                _patient.reset(token)
+            _patient.reset(token)
         _ended(begun)
         return result
 
@@ -266,7 +279,7 @@ def _operation(original: Any) -> Any:
 
 def _async_operation(original: Any) -> Any:
     async def _retry_internal(self: Any, *args: Any, **kwargs: Any) -> Any:
-        token = _patient.set(True) if _waits(args, kwargs) else None
+        token = _patient.set(_waits(args, kwargs))
         begun = _begun(self)
         try:
             result = await original(self, *args, **kwargs)
@@ -274,12 +287,33 @@ def _async_operation(original: Any) -> Any:
             _ended(begun, error)
             raise
         finally:
-            if token is not None:
-                _patient.reset(token)
+            _patient.reset(token)
         _ended(begun)
         return result
 
     return _retry_internal
+
+
+def _failed(handler: Any, args: tuple[Any, ...]) -> None:
+    error = args[-1] if args else None
+    if isinstance(error, Exception) and _patient.get() is None:
+        _ended(_begun(handler.client), error)
+
+
+def _handle(original: Any) -> Any:
+    def handle(self: Any, *args: Any) -> Any:
+        _failed(self, args)
+        return original(self, *args)
+
+    return handle
+
+
+def _async_handle(original: Any) -> Any:
+    async def handle(self: Any, *args: Any) -> Any:
+        _failed(self, args)
+        return await original(self, *args)
+
+    return handle
 
 
 def _asked(pool: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Asked | None:
