@@ -1,6 +1,6 @@
 BIN := .venv/bin
 
-.PHONY: help demo test check bench format frontend docs screenshot lock clean
+.PHONY: help demo test matrix check bench format frontend docs screenshot lock clean
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -14,6 +14,11 @@ test: ## check everything and run all tests; installs what they need
 	@scripts/servers.sh
 	@$(MAKE) --no-print-directory check
 	@$(BIN)/python -m pytest
+
+matrix: ## run contract tests with old and new versions of libraries, each in an environment of its own (ONLY=name)
+	@scripts/venv.sh test,dev
+	@scripts/servers.sh
+	@$(BIN)/python scripts/matrix.py
 
 check: ## format, lint, types, architecture
 	@scripts/venv.sh test,dev

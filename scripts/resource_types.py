@@ -83,7 +83,7 @@ def section(resource_type: str, kinds: list[ResourceTypeMonitor]) -> Iterator[st
         shown = "<br>".join(f"`{name}`" for name in classes)
         yield f"| {shown} | {kind.tested and f'`{kind.tested}`'} | {found(kind)} | {what} |"
     yield ""
-    for note in notes:
+    for note in dict.fromkeys(notes):
         yield note + "\n"
     yield from table(resource_type, kinds[0].specs.values())
     levels = dict.fromkeys(level(kind, *given) for kind in kinds for given in kind.thresholds)
@@ -106,6 +106,8 @@ def library(kind: ResourceTypeMonitor) -> str:
         "anyio._backends._asyncio": "anyio",
         "apscheduler": "APScheduler",
         "grpc": "gRPC",
+        "psycopg_pool": "psycopg 3",
+        "pymongo": "PyMongo",
         "redis": "redis-py",
         "rq": "RQ",
     }.get(kind.library, kind.library)

@@ -10,6 +10,7 @@ need() { # need PACKAGE PROGRAM: PROGRAM is a name on the PATH or a pattern
     command -v "$2" >/dev/null || compgen -G "$2" >/dev/null || missing+=("$1")
 }
 need postgresql '/usr/lib/postgresql/*/bin/initdb'
+need mariadb-server /usr/sbin/mariadbd
 need redis-server redis-server
 need rabbitmq-server rabbitmq-server
 need prometheus promtool

@@ -46,6 +46,28 @@ def postgresql(_postgresql: servers.PostgreSQL) -> Iterator[servers.PostgreSQL]:
 
 
 @pytest.fixture(scope="session")
+def _mariadb() -> Iterator[servers.MariaDB]:
+    yield from _run(servers.MariaDB)
+
+
+@pytest.fixture
+def mariadb(_mariadb: servers.MariaDB) -> Iterator[servers.MariaDB]:
+    """A MariaDB server with the database ``shop``; ``url`` carries a password."""
+    yield from _lend(_mariadb)
+
+
+@pytest.fixture(scope="session")
+def _mongodb() -> Iterator[servers.MongoDB]:
+    yield from _run(servers.MongoDB)
+
+
+@pytest.fixture
+def mongodb(_mongodb: servers.MongoDB) -> Iterator[servers.MongoDB]:
+    """A server that speaks MongoDB's protocol; ``url`` carries a password."""
+    yield from _lend(_mongodb)
+
+
+@pytest.fixture(scope="session")
 def _redis_server() -> Iterator[servers.Redis]:
     yield from _run(servers.Redis)
 

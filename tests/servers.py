@@ -18,11 +18,12 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import pytest
@@ -351,6 +352,123 @@ class PostgreSQL(Server):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(5)
         super().close()
+
+
+class MariaDB(Server):
+    """``url`` names the database ``shop`` as the user ``uno`` with a password."""
+
+    name = "mariadb"
+    scheme = "mysql"
+    database = "shop"
+
+    def prepare(self) -> None:
+        self.program = find_program("mariadb-server", "/usr/sbin/mariadbd", "mariadbd")
+        account = self.user()
+        if account:
+            shutil.chown(self.folder, account)
+        installer = find_program("mariadb-server", "mariadb-install-db", "mysql_install_db")
+        self._run([installer, "--no-defaults", f"--datadir={self.folder}/data", "--skip-test-db"], "")
+        # One user of ours; what the installer makes has no way in from outside.
+        script = (
+            f"FLUSH PRIVILEGES;\nCREATE DATABASE {self.database};\n"
+            f"CREATE USER '{USER}'@'%' IDENTIFIED BY '{PASSWORD}';\n"
+            f"GRANT ALL ON *.* TO '{USER}'@'%' WITH GRANT OPTION;\n"
+        )
+        self._run([*self.command(), "--bootstrap"], script)
+
+    def _run(self, command: list[str], script: str) -> None:
+        done = subprocess.run(
+            command,
+            input=script.encode(),
+            cwd=self.folder,
+            user=self.user(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(f"{command[0]} failed\n{done.stdout.decode(errors='replace')[-3000:]}")
+
+    def command(self) -> list[str]:
+        settings = {
+            "datadir": str(self.folder / "data"),
+            "port": str(self.port),
+            "bind-address": HOST,
+            "socket": str(self.folder / "socket"),
+            "pid-file": str(self.folder / "pid"),
+            "innodb-flush-log-at-trx-commit": "0",
+            "innodb-buffer-pool-size": "16M",
+            "innodb-log-file-size": "4M",
+            "max-connections": "50",
+        }
+        return [self.program, "--no-defaults", *(f"--{name}={value}" for name, value in settings.items())]
+
+    def user(self) -> str | None:
+        return _unprivileged("mysql")
+
+    def answers(self) -> bool:
+        return b"mysql_native_password" in _exchange(self.port, b"")
+
+    @property
+    def url(self) -> str:
+        return f"mysql://{USER}:{PASSWORD}@{HOST}:{self.port}/{self.database}"
+
+
+class MongoDB(Server):
+    """``url`` names the database ``shop`` as the user ``uno`` with a password.
+
+    A real mongod where there is one on the PATH. Debian has none: else SecantusDB, which is another's implementation
+    of the protocol and of the commands, on MongoDB's storage engine. Both obey fail points.
+    """
+
+    name = "mongodb"
+    scheme = "mongodb"
+    database = "shop"
+
+    def __init__(self) -> None:
+        self.auth = False
+        super().__init__()
+
+    def prepare(self) -> None:
+        beside = str(Path(sys.executable).with_name("secantusd-py"))
+        self.program = find_program("mongod, or pip install secantusdb", "mongod", beside)
+
+    def start(self) -> None:
+        super().start()
+        if not self.auth:  # the first time: nobody but us knows of it yet
+            from pymongo import MongoClient
+
+            client: MongoClient[dict[str, Any]]
+            with MongoClient(HOST, self.port, directConnection=True) as client:
+                roles = [{"role": "root", "db": "admin"}]
+                client.admin.command("createUser", USER, pwd=PASSWORD, roles=roles)
+            self.auth = True
+            assert self._process is not None
+            self._process.send_signal(signal.SIGINT)  # an orderly end: the user is on the disk
+            self._process.wait(10)
+            self.restart()
+
+    def command(self) -> list[str]:
+        if self.program.endswith("mongod"):
+            command = [self.program, f"--dbpath={self.folder}", f"--bind_ip={HOST}", f"--port={self.port}"]
+            return [*command, "--setParameter=enableTestCommands=1", *(["--auth"] if self.auth else [])]
+        command = [
+            self.program,
+            f"--host={HOST}",
+            f"--port={self.port}",
+            f"--storage-path={self.folder}/data",
+        ]
+        command += ["--standalone", "--enable-test-commands", "--cache-size=64M"]
+        return [*command, *(["--auth"] if self.auth else [])]
+
+    def answers(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection((HOST, self.port), timeout=1):
+            return True
+        return False
+
+    @property
+    def url(self) -> str:
+        return f"mongodb://{USER}:{PASSWORD}@{HOST}:{self.port}/{self.database}?authSource=admin"
 
 
 class Redis(Server):

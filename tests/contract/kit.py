@@ -17,6 +17,14 @@ from uno.core.monitoring.monitor import ResourceMonitor
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
 from uno.core.resources import Resource
 
+#: Names that the tests of all connection pools use.
+WAIT, USE, DURATION = "connection_wait_time", "connection_use_time", "query_duration"
+CREATE, PENDING, TIMEOUTS = "db.client.connection.create_time", "connections_waiting", "connection_timeouts"
+STATE = "db.client.connection.state"
+USED, IDLE = {STATE: "used"}, {STATE: "idle"}
+#: How far a measured time may be from the truth on a busy machine.
+CLOSE = 0.03
+
 
 async def soon(condition: Callable[[], object], what: str = "", seconds: float = 10) -> None:
     """As ``wait_until``, for tests whose event loop has to go on."""
@@ -119,3 +127,8 @@ def dies(monitor: ResourceMonitor, make: Callable[[], Any], resource_type: str) 
     gc.collect()
     wait_until(lambda: (gc.collect(), reference())[1] is None, 10, "the object goes")
     wait_until(lambda: resource not in monitor.manager, 10, "the resource leaves")
+
+
+async def gone(monitor: ResourceMonitor, resource: Resource) -> None:
+    """What the test has dropped leaves, while the event loop goes on."""
+    await soon(lambda: (gc.collect(), resource.id not in monitor.manager)[1], "unregistered")

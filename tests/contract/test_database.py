@@ -228,16 +228,27 @@ def test_dispose_keeps_the_numbers(shop: Watched, engine: sa.Engine) -> None:
 
 def test_pools_without_a_size_have_no_share(monitor: ResourceMonitor, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/a.db"
-    kinds = [pools.NullPool, pools.StaticPool, pools.SingletonThreadPool, pools.AssertionPool]
-    for kind in kinds:
+    share = {"uno.resource.utilization", "db.client.connection.max"}
+    kinds: dict[type[pools.Pool], tuple[set[str], int]] = {
+        pools.NullPool: (share, 0),
+        pools.StaticPool: (share, 1),
+        pools.SingletonThreadPool: (share, 1),
+        pools.AssertionPool: (set(), 1),
+    }
+    for kind, (unknown, idle) in kinds.items():
         engine = sa.create_engine(url, poolclass=kind)
         shop = Watched(monitor, engine, kind.__name__)
         with engine.connect() as connection:
             connection.execute(sa.text("SELECT 1"))
             shop.until(1, "connections", **USED)
+            shop.until(0, "connections", **IDLE)
         shop.until(0, "connections", **USED)
+        shop.until(idle, "connections", **IDLE)
         shop.until(1, "query_duration", "count")
-        assert kit.unknown(shop) >= {"uno.resource.utilization", "db.client.connection.max"}
+        shop.until(1, CREATE, "count")
+        shop.until(1, USE, "count")
+        assert kit.unknown(shop) == unknown
+        assert shop.driver.ping(engine) is True
         engine.dispose()
     unlimited = sa.create_engine(url, max_overflow=-1)
     shop = Watched(monitor, unlimited, "unlimited")
@@ -245,6 +256,42 @@ def test_pools_without_a_size_have_no_share(monitor: ResourceMonitor, tmp_path: 
     shop.until(1, USE, "count")
     assert kit.unknown(shop) == {"uno.resource.utilization", "db.client.connection.max"}
     unlimited.dispose()
+
+
+def test_each_thread_its_connection(monitor: ResourceMonitor, tmp_path: Path) -> None:
+    engine = sa.create_engine(f"sqlite:///{tmp_path}/a.db", poolclass=pools.SingletonThreadPool)
+    shop = Watched(monitor, engine)
+    started, done = threading.Barrier(3), threading.Event()
+
+    def work() -> None:
+        with engine.connect(), engine.connect() as nested:
+            nested.execute(sa.text("SELECT 1"))
+            started.wait(5)
+            done.wait(5)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    started.wait(5)
+    shop.until(2, "connections", **USED)
+    done.set()
+    for thread in threads:
+        thread.join()
+    shop.until(0, "connections", **USED)
+    shop.until(2, CREATE, "count")
+    engine.dispose()
+
+
+def test_a_pool_of_one_refuses_the_second(monitor: ResourceMonitor, tmp_path: Path) -> None:
+    engine = sa.create_engine(f"sqlite:///{tmp_path}/a.db", poolclass=pools.AssertionPool)
+    shop = Watched(monitor, engine)
+    with engine.connect():
+        shop.until(1.0, "connection_pool_usage")
+        with pytest.raises(AssertionError):
+            engine.connect()
+        shop.until(1, "connection_timeouts", "total")
+    shop.until(0.0, "connection_pool_usage")
+    engine.dispose()
 
 
 # -- queries ---------------------------------------------------------------------------------------------

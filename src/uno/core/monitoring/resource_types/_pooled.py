@@ -5,7 +5,9 @@ Size and waiting are read from the pool; times, holders, callers and errors come
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from time import monotonic, perf_counter
 from typing import Any, NamedTuple
 
@@ -29,8 +31,9 @@ from uno.core.monitoring.instrumentation import (
 )
 from uno.core.monitoring.metrics import MAX_PENDING
 from uno.core.monitoring.names import pick
+from uno.core.monitoring.thresholds import Threshold
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
-from uno.core.resources import Resource
+from uno.core.resources import Identity, Resource
 
 #: A success this long ago says that the server is up; less than the time between two pings, which are no evidence
 #: for each other.
@@ -40,7 +43,27 @@ STALL = 1.0
 #: While no other connection is out, the place that takes one is looked up at most this often: it costs 0.5 us.
 SITE_SECONDS = 0.001
 _new = tuple.__new__  # _new(Hold, ...) is half the cost of Hold(...)
+_CONNECTING = "_uno_connecting"
 _STATE = "db.client.connection.state"
+
+#: Levels of a database's pool.
+UTILIZATION = (
+    "uno.resource.utilization",
+    Threshold(0.8, 0.95, "The connection pool is nearly used up", for_=1),
+)
+PENDING = (
+    "db.client.connection.pending_requests",
+    Threshold(0, 10, "Requests wait for a connection", for_=1),
+)
+TIMEOUTS = (
+    "db.client.connection.timeouts",
+    Threshold(None, 0, "Requests did not get a connection in time", keep_firing_for=5),
+)
+OLDEST = (
+    "uno.db.client.connection.oldest_use",
+    Threshold(10, 60, "A connection is held far longer than usual: a leak?"),
+)
+SLOW = "db.client.operation.duration", Threshold(1, 5, "Queries are slow", keep_firing_for=3)
 
 
 class PoolUse(NamedTuple):
@@ -98,9 +121,14 @@ class PooledMonitor(ResourceTypeMonitor):
         target = resource.target
         stat = self.stat_for(target)
         used, idle, limit, waiting = self.pool_use(target)
-        update = self.update_metric
-        update("uno.resource.utilization", None if limit is None or used is None else used / limit)
-        update("db.client.connection.count", len(stat.holds) if used is None else used, {_STATE: "used"})
+
+        def update(name: str, value: Any, labels: Mapping[str, object] | None = None) -> None:
+            if name in self.specs:  # not every library tells everything
+                self.update_metric(name, value, labels)
+
+        used = float(len(stat.holds)) if used is None else used
+        update("uno.resource.utilization", self.utilization(target, used, limit))
+        update("db.client.connection.count", used, {_STATE: "used"})
         update("db.client.connection.count", idle, {_STATE: "idle"})
         update("db.client.connection.max", limit)
         update("db.client.connection.pending_requests", waiting)
@@ -113,6 +141,10 @@ class PooledMonitor(ResourceTypeMonitor):
         update("uno.db.client.slow_operations", stat.slow)
         update("uno.resource.errors", stat.errors)
 
+    def utilization(self, target: Any, used: float, limit: float | None) -> float | None:
+        """The share of the limit that is in use; of the fullest, where there are several pools in one."""
+        return used / limit if limit else None
+
     def capacity(self, target: Any) -> tuple[float, float | None] | None:
         used, _, limit, _ = self.pool_use(target)
         return (float(len(self.stat_for(target).holds)) if used is None else used, limit)
@@ -120,16 +152,20 @@ class PooledMonitor(ResourceTypeMonitor):
     def statistics(self, target: Any) -> Mapping[str, float | None]:
         stat = self.stat_for(target)
         used, idle, limit, waiting = self.pool_use(target)
-        return {
-            "total_queries": stat.total.value,
-            "slow_queries": stat.slow.value,
-            "errors": stat.errors.value,
-            "connections_in_use": float(len(stat.holds)) if used is None else used,
-            "connections_idle": idle,
-            "connections_max": limit,
-            "connections_waiting": waiting,
-            "connection_timeouts": stat.timeouts.value,
+        found: dict[str, tuple[str, float | None]] = {
+            "total_queries": ("db.client.operation.duration", stat.total.value),
+            "slow_queries": ("uno.db.client.slow_operations", stat.slow.value),
+            "errors": ("uno.resource.errors", stat.errors.value),
+            "connections_in_use": (
+                "db.client.connection.count",
+                float(len(stat.holds)) if used is None else used,
+            ),
+            "connections_idle": ("db.client.connection.count", idle),
+            "connections_max": ("db.client.connection.max", limit),
+            "connections_waiting": ("db.client.connection.pending_requests", waiting),
+            "connection_timeouts": ("db.client.connection.timeouts", stat.timeouts.value),
         }
+        return {name: value if metric in self.specs else None for name, (metric, value) in found.items()}
 
     def explain(self, target: Any, metric: str) -> str:
         stat = self.stat_for(target)
@@ -161,6 +197,14 @@ class PooledMonitor(ResourceTypeMonitor):
         """Whether a ping takes no connection from the application."""
         used, _, limit, waiting = self.pool_use(target)
         return not waiting and (used is None or limit is None or used < limit)
+
+
+def server_identity(system: str, host: str, port: object, database: str) -> Identity:
+    """What a pool of a server's connections is called; ``host`` may be the folder of a socket."""
+    labels = {"db.system.name": system} | ({"db.namespace": database} if database else {})
+    place = f"unix:{host}" if host.startswith("/") else f"{host}:{port}" if host else ""
+    endpoint = f"{place}/{database}" if place and database else place
+    return Identity(database or system, endpoint or None, labels)
 
 
 # -- what hooks record ---------------------------------------------------------------------------------
@@ -262,9 +306,11 @@ def ask(owner: Any, limit: float | None) -> Asked | None:
     return stat, perf_counter(), name, waiter
 
 
-def got(asked: Asked | None, key: int, began: float | None = None, *, waits: bool = True) -> None:
+def got(
+    asked: Asked | None, key: int, began: float | None = None, *, waits: bool = True, place: int = 3
+) -> None:
     """The connection is there. ``key`` is what it is returned under; ``began``, when making it began, if it is new;
-    ``waits``, whether this pool makes anybody wait at all."""
+    ``waits``, whether this pool makes anybody wait at all; ``place``, how far up the application may be."""
     if asked is None:
         return
     try:
@@ -285,7 +331,7 @@ def got(asked: Asked | None, key: int, began: float | None = None, *, waits: boo
         site = None
         if holds or now - stat.sited > SITE_SECONDS:
             stat.sited = now
-            site = call_site(3)
+            site = call_site(place)
         if len(holds) < MAX_HOLDS:
             holds[key] = _new(Hold, (site, name, now if ONE_CLOCK else monotonic()))
     except Exception as error:  # noqa: BLE001
@@ -323,3 +369,71 @@ def returned(owner: Any, key: int) -> None:
 def is_own(current: Any) -> bool:
     """Whether a call scope is the monitor's own."""
     return current is not None and current._name == OWN
+
+
+def connected(owner: Any, connection: Any, began: float) -> None:
+    """A pool made a connection, which whoever gets it may have waited for; see :func:`handed`."""
+    try:
+        seconds = perf_counter() - began
+        stat: Stat = owner.__dict__.get(ATTRIBUTE) or stat_of(owner)
+        stat.connects.add(seconds)
+        stat.last_ok = monotonic()
+        connection.__dict__[_CONNECTING] = began, seconds
+    except Exception as error:  # noqa: BLE001
+        failures("connected", error)
+
+
+def handed(asked: Asked | None, connection: Any) -> None:
+    """As :func:`got`, of a connection that carries what it belongs to: its queries are counted. The time that it was
+    being made, for this request, is none of waiting."""
+    try:
+        made = connection.__dict__.pop(_CONNECTING, None)
+        if asked is None:
+            return
+        stat, start, name, waiter = asked
+        connection.__dict__[ATTRIBUTE] = stat
+        if made is not None and made[0] >= start:
+            asked = stat, start + made[1], name, waiter
+    except Exception as error:  # noqa: BLE001
+        failures("handed", error)
+    got(asked, id(connection), place=4)
+
+
+def gave_back(owner: Any, connection: Any) -> None:
+    """As :func:`returned`, of a connection that was :func:`handed` out."""
+    try:
+        connection.__dict__.pop(ATTRIBUTE, None)
+    except Exception as error:  # noqa: BLE001
+        failures("gave_back", error)
+    returned(owner, id(connection))
+
+
+def bind(stat: Stat) -> None:
+    """Remember, weakly, on which event loop this runs."""
+    import asyncio
+
+    with suppress(TypeError, RuntimeError):  # a loop without weak references
+        stat.extra["loop"] = weakref.ref(asyncio.get_running_loop())
+
+
+def bound(stat: Stat | None) -> Any:
+    """The event loop that was remembered, unless it is gone or closed."""
+    known = stat.extra.get("loop") if stat is not None else None
+    loop = known() if known is not None else None
+    return None if loop is None or loop.is_closed() else loop
+
+
+def timed_query(original: Any, slow: float) -> Any:
+    """A hook on a coroutine of a connection, or of a cursor, that asks the server; for those handed out only."""
+
+    async def query(self: Any, *args: Any, **kwargs: Any) -> Any:
+        begun = begin(self) if ATTRIBUTE in self.__dict__ else None
+        try:
+            result = await original(self, *args, **kwargs)
+        except BaseException as error:
+            fail(begun, error, slow)
+            raise
+        end(begun, slow)
+        return result
+
+    return query

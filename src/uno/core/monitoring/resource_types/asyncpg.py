@@ -22,6 +22,11 @@ from uno.core.monitoring.instrumentation import (
     stat_of,
 )
 from uno.core.monitoring.resource_types._pooled import (
+    OLDEST,
+    PENDING,
+    SLOW,
+    TIMEOUTS,
+    UTILIZATION,
     Begun,
     PooledMonitor,
     PoolUse,
@@ -34,7 +39,6 @@ from uno.core.monitoring.resource_types._pooled import (
     refused,
     returned,
 )
-from uno.core.monitoring.thresholds import Threshold
 from uno.core.resources import Identity, Resource
 
 SLOW_SECONDS = 0.5
@@ -49,15 +53,7 @@ class AsyncpgPool(PooledMonitor):
     resource_type = "database"
     targets = ("asyncpg.pool.Pool",)
     library, tested = "asyncpg", ">=0.27,<0.33"
-    thresholds = (
-        ("uno.resource.utilization", Threshold(0.8, 0.95, "The connection pool is nearly used up", for_=1)),
-        ("db.client.connection.pending_requests", Threshold(0, 10, "Requests wait for a connection", for_=1)),
-        ("db.client.connection.timeouts", Threshold(None, 0, "Requests did not get a connection in time",
-                                                    keep_firing_for=5)),
-        ("uno.db.client.connection.oldest_use",
-         Threshold(10, 60, "A connection is held far longer than usual: a leak?")),
-        ("db.client.operation.duration", Threshold(1, 5, "Queries are slow", keep_firing_for=3)),
-    )  # fmt: skip
+    thresholds = (UTILIZATION, PENDING, TIMEOUTS, OLDEST, SLOW)
 
     def identify(self, target: Any) -> Identity:
         host, port, database = _address(target)
@@ -134,7 +130,7 @@ class AsyncpgPool(PooledMonitor):
         """Passive first; then a query on a free connection, on the loop that owns the pool and on no other."""
         import asyncio
 
-        if target._queue is None or target.is_closing():
+        if target._queue is None or target._closing:
             return None
         if self.seems_up(target):
             return True

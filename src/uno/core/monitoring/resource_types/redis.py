@@ -156,7 +156,8 @@ class _Clients(PooledMonitor):
         default, blocking = connections.ConnectionPool, connections.BlockingConnectionPool
         hooks += [(default, "get_connection", get(waits=False)), (default, "release", _release_unless_brief)]
         hooks += [(blocking, "get_connection", get(waits=True)), (blocking, "release", _release)]
-        hooks += [(cls, "_connect", _connect) for cls in _family(connections.AbstractConnection)]
+        base = getattr(connections, "AbstractConnection", connections.Connection)  # 4.2 has none
+        hooks += [(cls, "_connect", _connect) for cls in _family(base)]
         return [install(cls, name, wrap) for cls, name, wrap in hooks if name in vars(cls)]
 
 

@@ -31,19 +31,38 @@ from uno.core.monitoring.instrumentation import (
     stat_of,
 )
 from uno.core.monitoring.metrics import MAX_PENDING
-from uno.core.monitoring.resource_types._pooled import SITE_SECONDS, PooledMonitor, PoolUse, is_own
-from uno.core.monitoring.thresholds import Threshold
+from uno.core.monitoring.resource_types._pooled import (
+    OLDEST,
+    PENDING,
+    SITE_SECONDS,
+    SLOW,
+    TIMEOUTS,
+    UTILIZATION,
+    PooledMonitor,
+    PoolUse,
+    is_own,
+)
 from uno.core.resources import Identity
 
 SLOW_SECONDS = 0.5
 _WATCH = "_uno_watch"
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306, "oracle": 1521, "mssql": 1433}
 _new = tuple.__new__  # _new(Hold, ...) is half the cost of Hold(...)
+_SIMPLE = frozenset(("AssertionPool", "NullPool", "SingletonThreadPool", "StaticPool"))
+#: AssertionPool makes nobody wait: it refuses.
+_IN_VAIN = frozenset(("AssertionError", "TimeoutError"))
 _SYSTEMS = {"mssql": "microsoft.sql_server", "oracle": "oracle.db"}
 
 
 class SqlalchemyEngine(PooledMonitor):
-    """Pool and queries of an Engine."""
+    """Pool and queries of an Engine.
+
+    A NullPool, StaticPool or SingletonThreadPool has no limit, so no share of it either. Of several users that share
+    the connection of a StaticPool, the first to return it is the one that is seen.
+
+    For sqlite3 and aiosqlite an engine is what can be told of: open connections and the time of statements. A
+    `sqlite3.Connection` of your own cannot be watched: its class can neither be changed nor referred to weakly.
+    """
 
     resource_type = "database"
     targets = ("sqlalchemy.engine.base.Engine",)
@@ -52,15 +71,7 @@ class SqlalchemyEngine(PooledMonitor):
     )  # shares pool and dialect with the engine it is made from
     library = "sqlalchemy"
     tested = ">=1.4,<2.2"
-    thresholds = (
-        ("uno.resource.utilization", Threshold(0.8, 0.95, "The connection pool is nearly used up", for_=1)),
-        ("db.client.connection.pending_requests", Threshold(0, 10, "Requests wait for a connection", for_=1)),
-        ("db.client.connection.timeouts", Threshold(None, 0, "Requests did not get a connection in time",
-                                                    keep_firing_for=5)),
-        ("uno.db.client.connection.oldest_use",
-         Threshold(10, 60, "A connection is held far longer than usual: a leak?")),
-        ("db.client.operation.duration", Threshold(1, 5, "Queries are slow", keep_firing_for=3)),
-    )  # fmt: skip
+    thresholds = (UTILIZATION, PENDING, TIMEOUTS, OLDEST, SLOW)
 
     def engine(self, target: Any) -> Any:
         """The sync engine, which holds pool and dialect."""
@@ -207,12 +218,32 @@ def _attach(engine: Any) -> Stat:
     return stat
 
 
+def _kind(pool: Any) -> str:
+    """Which of the library's pools without a queue it is, or is made from; "" for others."""
+    return next((base.__name__ for base in type(pool).__mro__ if base.__name__ in _SIMPLE), "")
+
+
+def _use_simply(pool: Any) -> PoolUse:
+    """Of a pool without a queue. How many of its connections are used is known from who has taken them."""
+    kind, watch = _kind(pool), pool.__dict__.get(_WATCH)
+    if kind == "StaticPool":
+        connections = int(pool.__dict__.get("connection") is not None)
+    elif kind == "AssertionPool":
+        connections = int(pool._conn is not None)
+    elif kind == "SingletonThreadPool":
+        connections = len(pool._all_conns)
+    else:
+        return PoolUse(None, 0.0 if kind == "NullPool" else None, None, 0)
+    idle = float(max(0, connections - (len(watch.holds) if watch is not None else 0)))
+    return PoolUse(None, idle, 1.0 if kind == "AssertionPool" else None, 0)
+
+
 def _use(pool: Any) -> PoolUse:
     """Read without taking a lock."""
     queue: Any = getattr(pool, "_pool", None)
     size = getattr(queue, "maxsize", None)
     if size is None or not hasattr(pool, "_max_overflow"):
-        return PoolUse(None, None, None, 0)
+        return _use_simply(pool)
     inner: Any = getattr(queue, "queue", None)  # QueuePool's own queue
     if inner is not None:
         waiting = len(queue.not_empty._waiters)
@@ -325,7 +356,7 @@ def _refused(stat: Stat, waiter: Hold | None, error: BaseException) -> None:
     try:
         if waiter is not None:
             stat.waiters.pop(id(waiter), None)
-        if type(error).__name__ == "TimeoutError" and not error.__dict__.get(ATTRIBUTE):
+        if type(error).__name__ in _IN_VAIN and not error.__dict__.get(ATTRIBUTE):
             error.__dict__[ATTRIBUTE] = True  # it passes here once for each time that the pool called itself
             stat.timeouts.value += 1
             stat.failed(error)
