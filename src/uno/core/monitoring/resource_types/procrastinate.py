@@ -59,7 +59,7 @@ class ProcrastinateMonitor(JobQueueMonitor):
 
     procrastinate's depth is that of the whole database, read with psycopg on a connection of uno's own; with other
     connectors it is unknown. How long a job waited is read some seconds after it started from procrastinate's own
-    table of events: unknown for jobs that are deleted by then. Workers are those with a heartbeat in the last 30 seconds.
+    table of events: unknown for jobs that are deleted by then. Workers are those with a heartbeat in the last 30 s.
     """
 
     targets = ("procrastinate.app.App",)

@@ -130,7 +130,8 @@ class PymongoClient(PooledMonitor):
         # Until 4.14 or so commands of the application's own making are no operations: what fails comes by here.
         handler = getattr(sys.modules[f"{self.package}.mongo_client"], "_MongoClientErrorHandler", None)
         more = [] if handler is None else [install(handler, "handle", self.handle())]
-        return more + [
+        return [
+            *more,
             install(client, "__init__", _init),
             install(client, "_retry_internal", operation),
             install(pool, "_get_conn", get),
