@@ -106,7 +106,7 @@ SUBJECTS: dict[str, tuple[str, Callable[[], tuple[Any, Callable[[int], None]]], 
     "checkout": ("SQLAlchemy: check out a connection and return it", _checkout, 2_000, 2.0),
     "command": ("redis: a command on a stub connection", _command, 1_000, 2.0),
     "task": ("executor: a task", _task, 1_000, 2.0),
-    "request": ("httpx: a request on a stub connection", _request, 100, None),
+    "request": ("httpx: a request on a stub connection", _request, 1_000, 3.0),
 }
 
 

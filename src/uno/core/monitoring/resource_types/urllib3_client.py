@@ -79,6 +79,8 @@ class _Urllib3(HttpMonitor):
             read = _read(pool)
             if read is None:  # closed
                 continue
+            if not hasattr(pool.pool, "not_empty"):
+                return HttpUse(None, None, None, None)
             size, free, kept, waiters = read
             blocks = blocks and bool(pool.block)
             # one that does not block opens as many as are asked for, and what is lost takes no place
@@ -171,6 +173,21 @@ class RequestsSession(_Urllib3):
         return [*super().install(), install(sys.modules["requests.sessions"].Session, "send", _send)]
 
 
+class NiquestsSession(RequestsSession):
+    """Requests of a Session of niquests. Its connections carry several requests at once, and how many are in use is
+    not known."""
+
+    targets = ("niquests.sessions.Session",)
+    library = "niquests"
+    tested = ">=3.21,<4"
+
+    def ready(self) -> bool:
+        return hasattr(sys.modules.get("niquests.sessions"), "Session")
+
+    def install(self) -> list[Callable[[], None]]:
+        return [*_Urllib3.install(self), install(sys.modules["niquests.sessions"].Session, "send", _send)]
+
+
 def _pools_of(manager: Any) -> list[Any]:
     pools = getattr(manager, "pools", None)
     kept = getattr(pools, "_container", None)
@@ -182,6 +199,8 @@ def _read(pool: Any) -> tuple[float, float, float, float] | None:
     queue = pool.pool
     if queue is None:
         return None
+    if not hasattr(queue, "not_empty"):  # urllib3-future's, which lends one connection to many
+        return 0.0, 0.0, 0.0, 0.0
     connections = list(queue.queue)
     idle = sum(1 for connection in connections if getattr(connection, "sock", None) is not None)
     return float(queue.maxsize), float(len(connections)), float(idle), float(len(queue.not_empty._waiters))
