@@ -28,7 +28,7 @@ def watching(*objects: Any) -> Iterator[tuple[ResourceMonitor, list[Watched]]]:
         patch.setattr(_job_queue, "TIMEOUT", 0.4)
         with ResourceMonitor(ResourceManager(), interval=0.05) as monitor:
             yield monitor, [Watched(monitor, obj, f"it{n or ''}") for n, obj in enumerate(objects)]
-            for resource in list(monitor.manager):
+            for resource in monitor.manager.by_type("task_queue"):
                 monitor.manager.unregister(resource.id)
             wait_until(lambda: not our_threads(), 10, "our threads end")
 

@@ -112,7 +112,7 @@ class Cgroup:
 
     def close(self) -> None:
         """Give the kept descriptors back."""
-        for file in self._files.values():
+        for file in list(self._files.values()):  # a collection may be opening one
             if file is not None:
                 file.close()
 
