@@ -124,13 +124,13 @@ class PymongoClient(PooledMonitor):
     def install(self) -> list[Callable[[], None]]:
         client = getattr(sys.modules[f"{self.package}.mongo_client"], self.client)
         connections = sys.modules[f"{self.package}.pool"]
-        # The most derived that defines it: both worlds share some of their bases.
         pool, connection = connections.Pool, _connection(connections)
         operation, get, give, connect, command, send, receive = self.hooks()
         # Until 4.14 or so commands of the application's own making are no operations: what fails comes by here.
         handler = getattr(sys.modules[f"{self.package}.mongo_client"], "_MongoClientErrorHandler", None)
         more = [] if handler is None else [install(handler, "handle", self.handle())]
-        return more + [
+        return [
+            *more,
             install(client, "__init__", _init),
             install(client, "_retry_internal", operation),
             install(pool, "_get_conn", get),
