@@ -12,6 +12,8 @@ need() { # need PACKAGE PROGRAM: PROGRAM is a name on the PATH or a pattern
 need postgresql '/usr/lib/postgresql/*/bin/initdb'
 need redis-server redis-server
 need rabbitmq-server rabbitmq-server
+need nats-server nats-server
+need mosquitto mosquitto
 need prometheus promtool
 need graphviz dot
 need chromium chromium
