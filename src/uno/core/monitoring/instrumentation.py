@@ -18,7 +18,14 @@ from contextvars import ContextVar
 from functools import lru_cache, partial
 from threading import RLock, current_thread, local
 from time import get_clock_info, monotonic, perf_counter
-from types import CodeType, FrameType
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FrameType,
+    FunctionType,
+    MethodDescriptorType,
+    WrapperDescriptorType,
+)
 from typing import Any, NamedTuple
 
 from uno.core.monitoring.metrics import MAX_PENDING, CounterCell, HistogramCell
@@ -467,21 +474,63 @@ def install_whole(make: Callable[[], list[Callable[[], None]]]) -> HookGroup:
     return group
 
 
+#: What is called with its instance as the first argument; static and class methods are for ``wrap`` to know.
+_PLAIN = (
+    FunctionType,
+    BuiltinFunctionType,
+    MethodDescriptorType,
+    WrapperDescriptorType,
+    staticmethod,
+    classmethod,
+)
+
+
+def _callable(current: Any) -> Any:
+    """``current`` as a function of the instance. Another's wrapper may be an object that must be bound first, as those
+    of wrapt, which Datadog and OpenTelemetry use, are."""
+    if type(current) in _PLAIN or not hasattr(type(current), "__get__"):
+        return current
+
+    def bound(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return current.__get__(self, type(self))(*args, **kwargs)
+
+    return bound
+
+
+def _hook_in(current: Any) -> _Hook | None:
+    """Our hook, when ``current`` is it, or wraps it as others do: by ``__wrapped__`` or in a closure."""
+    level = [current]
+    for _ in range(5):
+        inside: list[Any] = []
+        for one in level:
+            hook = getattr(one, "__dict__", {}).get("__uno_hook__")
+            if hook is not None and hook.wrapper is one:
+                return hook  # type: ignore[no-any-return]
+            inside.append(getattr(one, "__wrapped__", None))
+            for cell in getattr(one, "__closure__", None) or ():
+                with contextlib.suppress(ValueError):  # an empty cell
+                    if type(cell.cell_contents) is FunctionType:
+                        inside.append(cell.cell_contents)
+        level = [one for one in inside if one is not None]
+    return None
+
+
 def install(owner: type, name: str, wrap: Callable[[Any], Any]) -> Callable[[], None]:
     """Replace ``owner.name`` by ``wrap(original)``; returns what undoes it.
 
-    Counted: a second installation shares the first one's wrapper, and the last undo restores the class as it was,
-    unless somebody else has wrapped it since (then ours stays beneath theirs and only keeps counting).
+    Counted: a second installation shares the first one's wrapper, also where that lies beneath another's. The last
+    undo restores the class as it was, unless somebody else has wrapped it since (then ours stays beneath theirs and
+    only keeps counting).
     Raises AttributeError when ``owner`` does not define ``name`` itself.
     """
     current = owner.__dict__.get(name)
     if current is None:
         raise AttributeError(f"{owner.__name__} does not define {name}")
-    hook: _Hook | None = getattr(current, "__uno_hook__", None)
-    if hook is not None and hook.wrapper is current:
+    hook = _hook_in(current)
+    if hook is not None:
         hook.users += 1
     else:
-        wrapper = wrap(current)
+        wrapper = wrap(_callable(current))
         hook = _Hook(current, wrapper)
         with contextlib.suppress(AttributeError):  # looks like the original, as far as that tells its looks
             wrapper.__wrapped__ = current

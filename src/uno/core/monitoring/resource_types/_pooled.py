@@ -128,7 +128,7 @@ class PooledMonitor(ResourceTypeMonitor):
 
         if used is None and not self.read_only:
             used = float(len(stat.holds))
-        update("uno.resource.utilization", self.utilization(target, used, limit))
+        update("uno.resource.utilization", None if used is None else self.utilization(target, used, limit))
         update("db.client.connection.count", used, {_STATE: "used"})
         update("db.client.connection.count", idle, {_STATE: "idle"})
         update("db.client.connection.max", limit)
