@@ -116,6 +116,8 @@ class Cards:
         self._plans: tuple[int, dict[str, tuple[Resource, list[Figure]]]] = (-1, {})
         self._libraries: dict[str, str | None] = {}
         self._host = socket.gethostname()
+        #: what was last said of the size of each resource, and when
+        self.sizings: dict[str, tuple[float, str]] = {}
 
     # -- the whole and the tick ------------------------------------------------------------------------
 
