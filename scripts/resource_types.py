@@ -32,8 +32,9 @@ How a resource is found:
   OpenTelemetry ([how](from-opentelemetry.md)); the metrics of the latter are the library's own.
 - **always**: it is there as soon as the monitor runs.
 
-Whatever is found or not, `manager.register(object)` takes it. With versions other than those that were tested, hooks
-that do not fit are left out, and that is said in the log.
+Whatever is found or not, `manager.register(object)` takes it. A library in a version that was not tested is only read:
+no hooks, no pings; what they would tell is unknown, and the resource's page, the log and `uno.hook.off` say so. So is a
+library whose classes have an unexpected shape. When a hook fails 20 times, all hooks of its type come off.
 """
 
 TAIL = """\

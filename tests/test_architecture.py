@@ -21,6 +21,7 @@ PUBLIC = [
     "uno.core.monitoring.integration",
     "uno.core.monitoring.http_server",
     "uno.core.monitoring.otel",
+    "uno.testing",
 ]
 FACADES = ["uno", "uno.core", "uno.core.resources", "uno.core.monitoring", "uno.core.monitoring.resources"]
 MOST_LINES = 800

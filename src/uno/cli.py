@@ -1,4 +1,4 @@
-"""What can be done from a shell? ``uno types``, ``uno check URL``, ``uno demo``."""
+"""What can be done from a shell? ``uno types``, ``uno check URL``, ``uno new-type NAME``, ``uno demo``."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--timeout", type=float, default=5.0, metavar="SECONDS", help="how long to wait (default 5)"
     )
     check.add_argument("--json", action="store_true", help="print the answer as it is")
+    new = commands.add_parser(
+        "new-type", help="write a resource type of your own to begin with, and its test"
+    )
+    new.add_argument("name", help="what the type is called, for example memcached")
+    new.add_argument("--path", default=".", metavar="DIR", help="the folder to write to (default: this one)")
     commands.add_parser("demo", help="run the demo shop with its live page", add_help=False)
     chosen, rest = parser.parse_known_args(arguments)
     if chosen.command == "demo":
@@ -41,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = _types(as_json=chosen.json)
         elif chosen.command == "check":
             code = _check(chosen.url, chosen.timeout, as_json=chosen.json)
+        elif chosen.command == "new-type":
+            code = _new_type(chosen.name, chosen.path)
         else:
             parser.print_help()
             code = 2
@@ -105,6 +112,20 @@ def _check(url: str, timeout: float, *, as_json: bool) -> int:
                 if entry.get("status") != "pass":
                     print(f"  {entry.get('status')}  {name}  {entry.get('output', '')}".rstrip())
     return 0 if status in ("pass", "warn") else 1
+
+
+def _new_type(name: str, path: str) -> int:
+    from uno.new_type import new_type
+
+    try:
+        written = new_type(name, path)
+    except (ValueError, OSError) as error:
+        print(f"uno new-type: {error}", file=sys.stderr)
+        return 2
+    for file in written:
+        print(f"wrote {file}")
+    print(f"now: pytest {written[1]}, then follow the comments in {written[0].name}")
+    return 0
 
 
 def _demo(arguments: Sequence[str]) -> int:

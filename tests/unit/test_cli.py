@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -91,3 +92,34 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert end.value.code == 0
     assert __version__ in capsys.readouterr().out
+
+
+def test_a_new_type_works_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    package = tmp_path / "shop"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    assert main(["new-type", "mail_box", "--path", str(package)]) == 0
+    assert "wrote" in capsys.readouterr().out
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(package)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "2 passed" in done.stdout
+    before = (package / "mail_box.py").read_text()
+    (package / "test_mail_box.py").unlink()
+    assert main(["new-type", "mail_box", "--path", str(package)]) == 2
+    assert "mail_box.py is there already; nothing was written" in capsys.readouterr().err
+    assert (package / "mail_box.py").read_text() == before
+    assert not (package / "test_mail_box.py").exists()
+
+
+@pytest.mark.parametrize("name", ["Mail", "1a", "a-b", "class", "a__b", "../a", "", "json", "x" * 41])
+def test_a_new_type_needs_a_name(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["new-type", name, "--path", str(tmp_path)]) == 2
+    assert "uno new-type: " in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -239,7 +239,7 @@ class Collection:
             token = scope.set(OWN_SCOPE)
             try:
                 living = resource.target
-                if living is None:
+                if living is None or (isinstance(driver, ResourceTypeMonitor) and driver.read_only):
                     return None
                 found = driver.ping(living) if driver is not None else living.ping()
             finally:

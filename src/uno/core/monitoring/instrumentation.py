@@ -16,9 +16,16 @@ from collections import Counter, deque
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import lru_cache, partial
-from threading import current_thread, local
+from threading import RLock, current_thread, local
 from time import get_clock_info, monotonic, perf_counter
-from types import CodeType, FrameType
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FrameType,
+    FunctionType,
+    MethodDescriptorType,
+    WrapperDescriptorType,
+)
 from typing import Any, NamedTuple
 
 from uno.core.monitoring.metrics import MAX_PENDING, CounterCell, HistogramCell
@@ -416,29 +423,114 @@ def stat_of(instance: Any) -> Stat:
 
 
 class _Hook:
-    __slots__ = ("original", "users", "wrapper")
+    __slots__ = ("failed", "failed_at", "groups", "original", "users", "wrapper")
 
     def __init__(self, original: Any, wrapper: Any) -> None:
         self.original = original
         self.wrapper = wrapper
         self.users = 1
+        #: how often it failed in a row, and when last (monotonic)
+        self.failed = 0
+        self.failed_at = 0.0
+        #: those that installed it and have not undone it
+        self.groups: list[HookGroup] = []
+
+
+class HookGroup:
+    """Hooks that belong together: they are taken off together. ``off`` says in words why they switched themselves off,
+    "" while they did not."""
+
+    def __init__(self) -> None:
+        self.undos: list[Callable[[], None]] = []
+        self.off = ""
+
+    def undo(self) -> None:
+        """Take all of them off, the last one first."""
+        while self.undos:
+            self.undos.pop()()
+
+
+class _Installing(local):
+    group: HookGroup | None = None
+
+
+_installing = _Installing()
+#: The living hooks by the code of their wrapper.
+_hooks: dict[CodeType, list[_Hook]] = {}
+
+
+def install_whole(make: Callable[[], list[Callable[[], None]]]) -> HookGroup:
+    """Call ``make``, which installs hooks and returns what undoes them. When it raises, none of them stays."""
+    group, before = HookGroup(), _installing.group
+    _installing.group = group
+    try:
+        undos = make()
+    except BaseException:
+        group.undo()
+        raise
+    finally:
+        _installing.group = before
+    group.undos += [undo for undo in undos if undo not in group.undos]
+    return group
+
+
+#: What is called with its instance as the first argument; static and class methods are for ``wrap`` to know.
+_PLAIN = (
+    FunctionType,
+    BuiltinFunctionType,
+    MethodDescriptorType,
+    WrapperDescriptorType,
+    staticmethod,
+    classmethod,
+)
+
+
+def _callable(current: Any) -> Any:
+    """``current`` as a function of the instance. Another's wrapper may be an object that must be bound first, as those
+    of wrapt, which Datadog and OpenTelemetry use, are."""
+    if type(current) in _PLAIN or not hasattr(type(current), "__get__"):
+        return current
+
+    def bound(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return current.__get__(self, type(self))(*args, **kwargs)
+
+    return bound
+
+
+def _hook_in(current: Any) -> _Hook | None:
+    """Our hook, when ``current`` is it, or wraps it as others do: by ``__wrapped__`` or in a closure."""
+    level = [current]
+    for _ in range(5):
+        inside: list[Any] = []
+        for one in level:
+            hook = getattr(one, "__dict__", {}).get("__uno_hook__")
+            if hook is not None and hook.wrapper is one:
+                return hook  # type: ignore[no-any-return]
+            inside.append(getattr(one, "__wrapped__", None))
+            for cell in getattr(one, "__closure__", None) or ():
+                with contextlib.suppress(ValueError):  # an empty cell
+                    if type(cell.cell_contents) is FunctionType:
+                        inside.append(cell.cell_contents)
+        level = [one for one in inside if one is not None]
+    return None
 
 
 def install(owner: type, name: str, wrap: Callable[[Any], Any]) -> Callable[[], None]:
     """Replace ``owner.name`` by ``wrap(original)``; returns what undoes it.
 
-    Counted: a second installation shares the first one's wrapper, and the last undo restores the class as it was,
-    unless somebody else has wrapped it since (then ours stays beneath theirs and only keeps counting).
+    Counted: a second installation shares the first one's wrapper, also where that lies beneath another's. The last
+    undo restores the class as it was, unless somebody else has wrapped it since (then ours stays beneath theirs and
+    only keeps counting).
     Raises AttributeError when ``owner`` does not define ``name`` itself.
     """
     current = owner.__dict__.get(name)
     if current is None:
         raise AttributeError(f"{owner.__name__} does not define {name}")
-    hook: _Hook | None = getattr(current, "__uno_hook__", None)
-    if hook is not None and hook.wrapper is current:
+    hook = _hook_in(current)
+    if hook is not None:
         hook.users += 1
     else:
-        wrapper = wrap(current)
+        wrapper = wrap(_callable(current))
         hook = _Hook(current, wrapper)
         with contextlib.suppress(AttributeError):  # looks like the original, as far as that tells its looks
             wrapper.__wrapped__ = current
@@ -446,6 +538,12 @@ def install(owner: type, name: str, wrap: Callable[[Any], Any]) -> Callable[[], 
             wrapper.__doc__, wrapper.__module__ = current.__doc__, current.__module__
         wrapper.__uno_hook__ = hook
         setattr(owner, name, wrapper)
+        code = getattr(wrapper, "__code__", None)
+        if code is not None:
+            _hooks.setdefault(code, []).append(hook)
+    group = _installing.group
+    if group is not None:
+        hook.groups.append(group)
     undone = False
 
     def undo() -> None:
@@ -454,9 +552,18 @@ def install(owner: type, name: str, wrap: Callable[[Any], Any]) -> Callable[[], 
             return
         undone = True
         hook.users -= 1
+        if group in hook.groups:
+            hook.groups.remove(group)
         if hook.users == 0 and owner.__dict__.get(name) is hook.wrapper:
             setattr(owner, name, hook.original)
+            code: Any = getattr(hook.wrapper, "__code__", None)
+            if hook in _hooks.get(code, ()):
+                _hooks[code].remove(hook)
+                if not _hooks[code]:
+                    del _hooks[code]
 
+    if group is not None:
+        group.undos.append(undo)
     return undo
 
 
@@ -483,19 +590,63 @@ def announced() -> list[Any]:
     return found
 
 
+#: A hook that failed so often, with less than FORGET_SECONDS between, is switched off with those of its group.
+MAX_FAILURES = 20
+FORGET_SECONDS = 60.0
+
+
 class HookFailures:
-    """Counts hooks that failed and says so once each; the application's call went through."""
+    """Counts hooks that failed and says so once each; the application's call went through. A hook that goes on failing
+    is switched off."""
 
     def __init__(self) -> None:
         self.cell = CounterCell()
         self._said: set[str] = set()
+        self._switching = RLock()
 
     def __call__(self, where: str, error: BaseException) -> None:
         self.cell.value += 1
         if where not in self._said:
             self._said.add(where)
             log.warning("the hook %s failed (%s); calls go through unobserved", where, type(error).__name__)
+        if self._switching.acquire(
+            blocking=False
+        ):  # else another thread is at it: one failure goes uncounted
+            try:
+                self._count(where, error, sys._getframe(1))
+            except Exception:
+                log.exception("a hook that fails could not be switched off")
+            finally:
+                self._switching.release()
+
+    def reinit_after_fork(self) -> None:
+        """Renew the lock in a forked child."""
+        self._switching = RLock()
+
+    def _count(self, where: str, error: BaseException, frame: FrameType | None) -> None:
+        for _ in range(8):  # the hook itself, or one that called what failed
+            if frame is None:
+                return
+            hooks = _hooks.get(frame.f_code)
+            if hooks is not None:
+                break
+            frame = frame.f_back
+        else:
+            return
+        original = frame.f_locals.get("original") if frame is not None else None
+        now = monotonic()
+        for hook in [h for h in hooks if h.original is original] or list(hooks):
+            hook.failed = 1 if now - hook.failed_at > FORGET_SECONDS else hook.failed + 1
+            hook.failed_at = now
+            if hook.failed >= MAX_FAILURES:
+                hook.failed = 0
+                for group in list(hook.groups):
+                    group.off = f"the hook {where} failed {MAX_FAILURES} times ({type(error).__name__})"
+                    group.undo()
 
 
 #: Hooks sit on classes, so their failures belong to the process and not to one monitor.
 failures = HookFailures()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=failures.reinit_after_fork)

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,6 +25,7 @@ from uno.core.monitoring.collection import PING_SECONDS, Collection
 from uno.core.monitoring.dependencies import Callers
 from uno.core.monitoring.discovery import Discovery
 from uno.core.monitoring.health import Health, HealthBook
+from uno.core.monitoring.hooks import Hooks
 from uno.core.monitoring.instrumentation import Stat, failures
 from uno.core.monitoring.metrics import Counter, CounterCell, Gauge, Histogram, Metric, MetricError, Spec
 from uno.core.monitoring.names import STANDARD, clash, resolve, short_names
@@ -122,7 +123,7 @@ class ResourceMonitor:
         )
         self.callers = Callers()
         self._metrics: dict[tuple[str, str], Metric[Any]] = {}
-        self._installed: dict[int, list[Callable[[], None]]] = {}
+        self.hooks = Hooks(self.kinds.kinds)
         self._listeners: tuple[Callable[[], None], ...] = ()
         self._stoppers: tuple[Callable[[float], object], ...] = ()
         self._anomalies: AnomalyWatch | None = None
@@ -187,10 +188,8 @@ class ResourceMonitor:
             self._sampler.stop()
             for stopper in self._stoppers:
                 self._guarded("flush", partial(stopper, max(0.2, until - time.monotonic())))
-            for undos in self._installed.values():
-                for undo in undos:
-                    undo()
-            self._installed.clear()
+            with self._lock:
+                self.hooks.remove()
             self._sampler.pulses = ()
             # The last values would otherwise be shown for ever. A tick that hangs is not waited for.
             if was_running and self._tick_lock.acquire(timeout=0.5):
@@ -509,7 +508,9 @@ class ResourceMonitor:
         """What hooks have recorded of a resource, None where there are none."""
         target = resource.target
         driver = resource.driver
-        return driver.stat(target) if isinstance(driver, ResourceTypeMonitor) and target is not None else None
+        if not isinstance(driver, ResourceTypeMonitor) or target is None or driver.read_only:
+            return None
+        return driver.stat(target)
 
     def holders(self, resource_id: str) -> list[Holder]:
         """Who holds the slots of a resource now and who waits for one: the most first, holders before waiters."""
@@ -519,9 +520,10 @@ class ResourceMonitor:
     def _explain(self, resource_id: str, metric: str) -> str:
         resource = self.manager.get(resource_id)
         target = resource.target
-        if target is None or not isinstance(resource.driver, ResourceTypeMonitor):
+        driver = resource.driver
+        if target is None or not isinstance(driver, ResourceTypeMonitor) or driver.read_only:
             return ""
-        return resource.driver.explain(target, metric)
+        return driver.explain(target, metric)
 
     # -- anomalies -------------------------------------------------------------------------------------
 
@@ -599,7 +601,7 @@ class ResourceMonitor:
         """Read every resource and freeze all series at one time. The monitor's thread does it; tests may."""
         with self._tick_lock:
             began, cpu = time.perf_counter(), time.thread_time()
-            self._install_hooks()
+            self._install_hooks({resource.driver for resource in self.manager})
             self._discover_new()
             self._sampler.run(list(self.collection.jobs.values()))
             now = self.clock.now()
@@ -646,15 +648,9 @@ class ResourceMonitor:
             finally:
                 self._tick_lock.release()
 
-    def _install_hooks(self) -> None:
+    def _install_hooks(self, in_use: Container[object] = ()) -> None:
         with self._lock:
-            for number, kind in enumerate(self.kinds.kinds):
-                if number not in self._installed and kind.ready():
-                    try:
-                        self._installed[number] = kind.install()
-                    except Exception as error:  # noqa: BLE001 - an unknown shape of a library: read only
-                        self._installed[number] = []
-                        failures(f"{type(kind).__name__}.install", error)
+            self.hooks.install(in_use)
 
     def _discover_new(self) -> None:
         self.manager.sweep()
@@ -681,6 +677,8 @@ class ResourceMonitor:
         put(STANDARD["uno.monitor.history.size"], self.history.stats().bytes)
         put(STANDARD["uno.monitor.missed_ticks"], self._sampler.missed)
         put(STANDARD["uno.hook.failures"], failures.cell)
+        for off in self.hooks.off():
+            put(STANDARD["uno.hook.off"], 1, {"adapter": off.adapter, "reason": off.reason})
         for (resource, reason), cell in list(self.collection.failures.items()):
             put(STANDARD["uno.collect.failures"], cell, {"target": resource, "reason": reason})
         for what in ("overflow", "refused"):

@@ -218,6 +218,8 @@ _TABLE: tuple[Spec, ...] = (
          "Failed pushes"),
     Spec("uno.hook.failures", "counter", "Hooks that failed; the application's call went through", "{failure}", (),
          "Failed hooks"),
+    Spec("uno.hook.off", "gauge", "1 while the hooks of a resource type are off, and why: its library is only read", "",
+         ("adapter", "reason"), "Hooks off"),
     Spec("uno.metric.overflow", "counter", "Recordings whose labels were too many to keep apart", "{recording}",
          ("metric",), "Label overflow"),
     Spec("uno.metric.refused", "counter", "Observations left out, for they were not finite numbers",

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from uno.core.monitoring.instrumentation import ATTRIBUTE, Stat
-from uno.core.monitoring.metrics import Kind, MetricError, Spec, metric_of
+from uno.core.monitoring.metrics import CounterCell, HistogramCell, Kind, MetricError, Spec, metric_of
 from uno.core.monitoring.series import current_batch
 from uno.core.resources import Identity, Resource
 from uno.core.resources.errors import near
@@ -20,6 +20,9 @@ from uno.core.resources.errors import near
 if TYPE_CHECKING:
     from uno.core.monitoring.thresholds import Threshold
     from uno.core.resources import ResourceManager
+
+#: Gauges that hooks alone know; unknown while a library is only read.
+BY_HOOKS = frozenset(("uno.db.client.connection.oldest_use", "http.client.active_requests"))
 
 
 class ResourceTypeMonitor:
@@ -49,6 +52,9 @@ class ResourceTypeMonitor:
     blocking: ClassVar[bool] = True
     #: The metrics that a card shows, the first one as its chart.
     headline: ClassVar[tuple[str, ...]] = ()
+
+    #: Why the library is only read, in words; "" while its hooks are on or it has none. uno sets it.
+    read_only: str = ""
 
     def __init__(
         self, resource_manager: ResourceManager | None = None, resource_type: str | None = None
@@ -119,6 +125,10 @@ class ResourceTypeMonitor:
         spec = self.specs.get(name)
         if spec is None:
             raise MetricError(f"{type(self).__name__} has no metric {name!r}.{near(name, self.specs)}")
+        if self.read_only and (isinstance(value, CounterCell | HistogramCell) or name in BY_HOOKS):
+            if spec.kind == "histogram":
+                return  # a gap; None would be one without observations
+            value = None  # nobody counts
         batch.put(spec, value, labels)
 
     # -- what a library's monitor adds -----------------------------------------------------------------

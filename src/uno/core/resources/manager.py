@@ -24,6 +24,15 @@ class Kinds(Protocol):
     def types(self) -> list[str]: ...
 
 
+def _identity(driver: Driver | None, obj: Any, *, strict: bool) -> Identity:
+    try:
+        return Identity() if driver is None else driver.identify(obj)
+    except AttributeError:  # a library of an unknown shape, or what is half built, which discovery leaves out
+        if strict:
+            raise
+        return Identity()
+
+
 def _default_kinds() -> Kinds:
     # By name and at first use: resources know nothing of monitoring, yet register(engine) shall recognise it.
     from importlib import import_module
@@ -107,7 +116,7 @@ class ResourceManager:
         discovered: bool,
         how: str,
     ) -> Resource:
-        identity = driver.identify(obj) if driver is not None else Identity()
+        identity = _identity(driver, obj, strict=discovered)
         if id is None and isinstance(name, str) and ID.match(name):
             id = name
         if id is not None and not (isinstance(id, str) and ID.match(id)):
@@ -149,7 +158,11 @@ class ResourceManager:
             if twin is not None:  # discovered before, now registered by name: the application's word wins
                 self._remove(twin)
             if driver is not None:
-                driver.attach(obj)
+                try:
+                    driver.attach(obj)
+                except AttributeError:  # a library of an unknown shape: the application's call goes through
+                    if discovered:
+                        raise
             self._resources = {**self._resources, id: resource}
             for listener in self._listeners:
                 listener("added", resource)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from uno import __version__
 from uno.core.monitoring.alerts import Alert, human, title_of
 from uno.core.monitoring.health import NO_ANSWER, Health, HealthStatus
+from uno.core.monitoring.hooks import notes_of
 from uno.core.monitoring.names import STANDARD
 from uno.core.monitoring.series import STATS, Frame, Selector, Series, select_column
 from uno.core.monitoring.thresholds import AlertLevel
@@ -115,6 +116,8 @@ class Cards:
         self._plans: tuple[int, dict[str, tuple[Resource, list[Figure]]]] = (-1, {})
         self._libraries: dict[str, str | None] = {}
         self._host = socket.gethostname()
+        #: what was last said of the size of each resource, and when
+        self.sizings: dict[str, tuple[float, str]] = {}
 
     # -- the whole and the tick ------------------------------------------------------------------------
 
@@ -200,7 +203,7 @@ class Cards:
             "labels": resource.labels,
             "discovered": resource.discovered,
             "library": self.library(resource),
-            "note": "",
+            "note": notes_of(self.monitor.collection.monitors_of(resource)),
             "health": self._health(health),
             "level": _level(health, levels.get(resource.id)),
             "figures": [

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MAX_POINTS = 2_000
 MAX_LINES = 60  # of one chart
 MAX_SERIES = 200  # of one metric on a resource's page
+SIZING_SECONDS = 30.0
 LINES = {"gauge": ("value",), "counter": ("rate",), "histogram": ("p95", "mean")}
 
 
@@ -55,6 +56,7 @@ def resource(cards: Cards, id: str | None) -> Steps:
     yield
     return {
         **detail,
+        "note": " ".join(filter(None, (detail["note"], _sizing(cards, found)))),
         "metrics": metrics,
         "holders": [_holder(cards, h) for h in holders if not h.waiting],
         "waiters": [_holder(cards, h) for h in holders if h.waiting],
@@ -69,6 +71,21 @@ def resource(cards: Cards, id: str | None) -> Steps:
         "alert_history": active + ended[:100],
         "anomalies": _anomalies(cards, by_metric),
     }
+
+
+def _sizing(cards: Cards, resource: Resource) -> str:
+    """Which size would fit, as the report of the last hour says; looked up every 30 s at most."""
+    monitor = cards.monitor
+    known = cards.sizings.get(resource.id)
+    now = monitor.clock.now()
+    if known is None or now - known[0] > SIZING_SECONDS:
+        notes = monitor.generate_report(resource_id=resource.id).notes
+        words = " ".join(note for note in notes if note.startswith("Sizing: "))
+        known = now, words.replace(f"{resource.id}: ", "", 1)
+        if len(cards.sizings) >= MAX_SERIES:
+            cards.sizings.clear()
+        cards.sizings[resource.id] = known
+    return known[1]
 
 
 def _metric(cards: Cards, resource: Resource, found: list[Series]) -> dict[str, Any]:

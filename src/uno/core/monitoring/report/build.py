@@ -11,6 +11,7 @@ from uno.core.monitoring.discovery import UnknownResourceTypeError
 from uno.core.monitoring.history import Levels
 from uno.core.monitoring.report.model import Report, Row
 from uno.core.monitoring.report.show import clock_time
+from uno.core.monitoring.report.sizing import advice
 from uno.core.monitoring.series import STATS
 from uno.core.monitoring.thresholds import AlertLevel
 
@@ -69,6 +70,7 @@ def build_report(
         notes.append(f"The history begins at {clock_time(_moment(clock.wall(oldest)), start)}.")
     if not all(row.exact for row in rows):
         notes.append("~: five-minute means stand in for samples that are no longer kept.")
+    notes += [f"Sizing: {words}" for words in advice(rows, monitor.interval)]
     current = until > clock.now() - 2 * monitor.interval
     verdict = _verdict(resources, rows, fired, resource_type, current=current)
     return Report(start, end, verdict, rows, fired, notes)

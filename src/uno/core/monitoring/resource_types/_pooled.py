@@ -126,8 +126,9 @@ class PooledMonitor(ResourceTypeMonitor):
             if name in self.specs:  # not every library tells everything
                 self.update_metric(name, value, labels)
 
-        used = float(len(stat.holds)) if used is None else used
-        update("uno.resource.utilization", self.utilization(target, used, limit))
+        if used is None and not self.read_only:
+            used = float(len(stat.holds))
+        update("uno.resource.utilization", None if used is None else self.utilization(target, used, limit))
         update("db.client.connection.count", used, {_STATE: "used"})
         update("db.client.connection.count", idle, {_STATE: "idle"})
         update("db.client.connection.max", limit)

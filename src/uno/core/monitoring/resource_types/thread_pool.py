@@ -96,9 +96,11 @@ class ThreadPool(ResourceTypeMonitor):
         stat = self.stat(pool)
         in_use, limit = self.capacity(pool)
         update = self.update_metric
-        update("uno.resource.utilization", in_use / limit)
-        update("thread_pool.thread.count", in_use, {"state": "active"})
-        update("thread_pool.thread.count", max(0, len(pool._threads) - in_use), {"state": "idle"})
+        known = not self.read_only
+        update("uno.resource.utilization", in_use / limit if known else None)
+        update("thread_pool.thread.count", in_use if known else None, {"state": "active"})
+        idle = max(0, len(pool._threads) - in_use) if known else None
+        update("thread_pool.thread.count", idle, {"state": "idle"})
         update("thread_pool.thread.max", limit)
         update("thread_pool.queue.size", _queued(pool))
         update("thread_pool.task.wait_time", stat.wait)
