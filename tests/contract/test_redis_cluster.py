@@ -72,7 +72,9 @@ def test_commands_by_node(monitor: ResourceMonitor, client: Any, redis_cluster: 
     assert min(seen) > 5
     assert api.read("connections", **{"db.client.connection.state": "used"}) == 0
     for name in names(redis_cluster):
-        assert api.read(NODE_CONNECTIONS, node=name, state="idle") == 1
+        assert (
+            api.read(NODE_CONNECTIONS, node=name, state="idle") or 0
+        ) >= 1  # a ping may have opened another
     with pytest.raises(redis.exceptions.ResponseError):
         client.lpush("key-1", 1)
     api.until(1, "errors", "total")
