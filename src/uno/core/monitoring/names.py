@@ -146,6 +146,12 @@ _TABLE: tuple[Spec, ...] = (
          "Consumers"),
     Spec("messaging.client.connection.up", "gauge", "1 while connected, 0 while not", "", (), "Connected"),
     Spec("messaging.channel.count", "gauge", "Open channels", "{channel}", (), "Channels"),
+    Spec("uno.messaging.consumer.lag", "gauge", "Messages that a consumer or its group has not been given yet",
+         "{message}", ("messaging.destination.name", "messaging.consumer.group.name"), "Lag"),
+    Spec("uno.messaging.consumer.pending", "gauge", "Messages that were given out and not acknowledged yet",
+         "{message}", ("messaging.destination.name", "messaging.consumer.group.name"), "Unacknowledged"),
+    Spec("uno.messaging.client.buffered", "gauge", "Messages that the client holds: in, until they are taken; out, "
+         "until the broker has them", "{message}", ("direction",), "Buffered"),
     # the process and its event loops
     Spec("process.cpu.time", "counter", "CPU time used, user and system", "s", (), "CPU time"),
     Spec("process.cpu.utilization", "gauge", "Cores in use", "{cpu}", (), "CPU"),
@@ -321,6 +327,9 @@ SHORT: dict[str, dict[str, str]] = {
         "messages_sent": "messaging.client.sent.messages",
         "messages_consumed": "messaging.client.consumed.messages",
         "processing_time": "messaging.process.duration",
+        "lag": "uno.messaging.consumer.lag",
+        "unacknowledged": "uno.messaging.consumer.pending",
+        "buffered": "uno.messaging.client.buffered",
     },
     "event_loop": {
         "lag": "uno.asyncio.loop.lag",
