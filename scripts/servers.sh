@@ -13,6 +13,8 @@ need postgresql '/usr/lib/postgresql/*/bin/initdb'
 need mariadb-server /usr/sbin/mariadbd
 need redis-server redis-server
 need rabbitmq-server rabbitmq-server
+need nats-server nats-server
+need mosquitto mosquitto
 need prometheus promtool
 need graphviz dot
 need chromium chromium

@@ -114,6 +114,28 @@ def rabbitmq(_rabbitmq: servers.RabbitMQ) -> Iterator[servers.RabbitMQ]:
     yield from _lend(_rabbitmq)
 
 
+@pytest.fixture(scope="session")
+def _nats_server() -> Iterator[servers.NATS]:
+    yield from _run(servers.NATS)
+
+
+@pytest.fixture
+def nats_server(_nats_server: servers.NATS) -> Iterator[servers.NATS]:
+    """A NATS server with JetStream; ``url`` carries a password."""
+    yield from _lend(_nats_server)
+
+
+@pytest.fixture(scope="session")
+def _mosquitto() -> Iterator[servers.Mosquitto]:
+    yield from _run(servers.Mosquitto)
+
+
+@pytest.fixture
+def mosquitto(_mosquitto: servers.Mosquitto) -> Iterator[servers.Mosquitto]:
+    """An MQTT broker that asks for a password."""
+    yield from _lend(_mosquitto)
+
+
 @pytest.fixture
 def upstream() -> Iterator[str]:
     """The URL of an HTTP server in this process; the paths that it knows are in ``tests.upstream``."""

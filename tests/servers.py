@@ -640,6 +640,52 @@ class RabbitMQ(Server):
             epmd.wait(10)
 
 
+class NATS(Server):
+    """``url`` carries a user and a password; JetStream is on."""
+
+    name = "nats"
+    scheme = "nats"
+
+    def prepare(self) -> None:
+        self.program = find_program("nats-server", "nats-server", "/usr/sbin/nats-server")
+
+    def command(self) -> list[str]:
+        where = ["--addr", HOST, "--port", str(self.port), "--jetstream", "--store_dir", str(self.folder)]
+        return [self.program, *where, "--user", USER, "--pass", PASSWORD]
+
+    def answers(self) -> bool:
+        return _exchange(self.port, b"").startswith(b"INFO")
+
+    @property
+    def url(self) -> str:
+        return f"nats://{USER}:{PASSWORD}@{HOST}:{self.port}"
+
+
+class Mosquitto(Server):
+    """An MQTT broker that asks for the user ``uno`` and a password."""
+
+    name = "mosquitto"
+    scheme = "mqtt"
+
+    def prepare(self) -> None:
+        self.program = find_program("mosquitto", "mosquitto", "/usr/sbin/mosquitto")
+        password_file = self.folder / "passwords"
+        password_file.write_text(f"{USER}:{PASSWORD}\n")
+        account = "user root\n" if os.geteuid() == 0 else ""
+        (self.folder / "mosquitto.conf").write_text(
+            f"listener {self.port} {HOST}\npassword_file {password_file}\nsys_interval 1\n{account}"
+        )
+        passwd = find_program("mosquitto", "mosquitto_passwd")
+        subprocess.run([passwd, "-U", str(password_file)], check=True, stdout=subprocess.DEVNULL)
+
+    def command(self) -> list[str]:
+        return [self.program, "-c", "mosquitto.conf"]
+
+    def answers(self) -> bool:
+        connect = b"\x10\x0e\x00\x04MQTT\x04\x02\x00\x0a\x00\x02up"
+        return _exchange(self.port, connect).startswith(b"\x20")
+
+
 class Prometheus(Server):
     """Runs with the given configuration text (YAML); ``url`` is the root of its HTTP API."""
 
