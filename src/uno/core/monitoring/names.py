@@ -263,7 +263,12 @@ _DB = {
 SHORT: dict[str, dict[str, str]] = {
     "": {"utilization": "uno.resource.utilization", "errors": "uno.resource.errors"},
     "database": _DB,
-    "redis": {**_DB, "command_duration": "db.client.operation.duration"},
+    "redis": {
+        **_DB,
+        "command_duration": "db.client.operation.duration",
+        "lag": "uno.messaging.consumer.lag",
+        "unacknowledged": "uno.messaging.consumer.pending",
+    },
     "http_server": {
         "request_duration": "http.server.request.duration",
         "active_requests": "http.server.active_requests",

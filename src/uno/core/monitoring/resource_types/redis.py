@@ -44,6 +44,7 @@ from uno.core.monitoring.resource_types._pooled import (
     refused,
     returned,
 )
+from uno.core.monitoring.resource_types._probe import Probe
 from uno.core.monitoring.thresholds import Threshold
 from uno.core.resources import Identity, Resource
 
@@ -63,6 +64,11 @@ _WAITS = (
     "WAITAOF",
 )
 _READS = ("XREAD", "XREADGROUP")
+_GROUP_READS = frozenset(("XREADGROUP", "xreadgroup"))
+_STREAMS = frozenset(("STREAMS", "streams", b"STREAMS", b"streams"))
+MAX_STREAMS = 100
+#: By stream: name of a group, messages it was not given yet, messages not acknowledged; None where Redis cannot tell.
+Groups = dict[Any, list[tuple[str, int | None, int | None]]]
 _BLOCKING = frozenset(spelt for name in _WAITS + _READS for spelt in (name, name.lower()))
 _BLOCK = frozenset(("BLOCK", "block", b"BLOCK", b"block"))
 #: What a pool without a free connection was caught in when it raised ConnectionError.
@@ -75,6 +81,7 @@ class _Clients(PooledMonitor):
     """Pool and commands of a client, or of a pool that no client stands for."""
 
     resource_type = "redis"
+    metrics = PooledMonitor.metrics + pick("uno.messaging.consumer.lag", "uno.messaging.consumer.pending")
     client = "Redis"
     modules: tuple[str, str]
     thresholds = (
@@ -115,6 +122,48 @@ class _Clients(PooledMonitor):
         if stat.holds and not _use(pool).used:  # the pool was reset, as after a fork
             stat.holds.clear()
         super().collect_metrics(resource)
+        if "streams" in stat.extra:
+            self._collect_streams(pool, stat)
+
+    def _collect_streams(self, pool: Any, stat: Stat) -> None:
+        probe: Probe[Groups] | None = stat.extra.get("probe")
+        if probe is None:
+            probe = stat.extra.setdefault("probe", Probe(pool, self.question, {}))
+        known = stat.extra.setdefault("groups", set())
+        found = {}
+        if probe.is_fresh():
+            found = {
+                (_text(stream), group): (lag, pending)
+                for stream, groups in probe.found.items()
+                for group, lag, pending in groups
+            }
+            known.update(list(found)[: MAX_STREAMS - len(known)])
+        for key in known:
+            labels = {"messaging.destination.name": key[0], "messaging.consumer.group.name": key[1]}
+            lag, pending = found.get(key, (None, None))
+            self.update_metric("uno.messaging.consumer.lag", lag, labels)
+            self.update_metric("uno.messaging.consumer.pending", pending, labels)
+        if stat.last_ok and self.has_free_slot(pool) and not self.suspect(pool):
+            self.begin_question(probe, pool)
+
+    def begin_question(self, probe: Probe[Groups], pool: Any) -> None:
+        """Let the probe ask, where that may block."""
+        probe.on_thread()
+
+    def question(self, pool: Any) -> Any:
+        """The groups of the streams that the application reads."""
+        client, found = _client(self, pool), {}
+        for stream in list(stat_of(pool).extra["streams"]):
+            try:
+                found[stream] = [_group(info) for info in client.xinfo_groups(stream)]
+            except Exception as error:  # noqa: BLE001
+                _forget(pool, stream, error)
+        return found
+
+    def detach(self, target: Any) -> None:
+        probe = stat_of(_pool(target)).extra.pop("probe", None)
+        if probe is not None:
+            probe.close(self.bound_loop(target))
 
     def endpoints(self, target: Any) -> list[str]:
         """The master that a sentinel named last."""
@@ -162,7 +211,11 @@ class _Clients(PooledMonitor):
 
 
 class RedisClient(_Clients):
-    """A redis-py client; its commands block."""
+    """A redis-py client; its commands block.
+
+    Of the streams that were read with XREADGROUP, every group's lag is asked for each 2 s, on a free connection of the
+    pool. Redis itself does not know the lag after an XDEL, or before version 7: then it is a gap, and not 0.
+    """
 
     targets = ("redis.client.Redis", "redis.connection.ConnectionPool")
     ignored = ("redis.client.Pipeline",)
@@ -201,6 +254,18 @@ class AsyncRedisClient(_Clients):
             for connection in list(getattr(pool, "_available_connections", ())):
                 loop = getattr(getattr(connection, "_reader", None), "_loop", loop)
         return None if loop is None or loop.is_closed() else loop
+
+    def begin_question(self, probe: Probe[Groups], pool: Any) -> None:
+        probe.on_loop(self.bound_loop(pool))
+
+    async def question(self, pool: Any) -> Groups:
+        client, found = _client(self, pool), {}
+        for stream in list(stat_of(pool).extra["streams"]):
+            try:
+                found[stream] = [_group(info) for info in await client.xinfo_groups(stream)]
+            except Exception as error:  # noqa: BLE001
+                _forget(pool, stream, error)
+        return found
 
     async def ping(self, target: Any) -> bool | None:
         """As above, and only on the loop that the connections belong to; None on any other."""
@@ -432,6 +497,41 @@ def _client(kind: _Clients, target: Any) -> Any:
     return getattr(sys.modules[kind.modules[0]], kind.client)(connection_pool=target)
 
 
+def _text(name: Any) -> str:
+    return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+
+
+def _group(info: dict[str, Any]) -> tuple[str, int | None, int | None]:
+    """One line of XINFO GROUPS."""
+    return _text(info["name"]), info.get("lag"), info.get("pending")
+
+
+def _forget(pool: Any, stream: Any, error: Exception) -> None:
+    """Redis refused: the stream is gone, or its name may not be asked for. Any other failure ends the question."""
+    if type(error).__name__ not in ("ResponseError", "NoPermissionError"):
+        raise error
+    extra = stat_of(pool).extra
+    extra["streams"].pop(stream, None)
+    if type(error).__name__ == "NoPermissionError":
+        extra.setdefault("refused", set()).add(stream)
+
+
+def _learn(stat: Stat, args: tuple[Any, ...]) -> None:
+    """Which streams a command reads for a group."""
+    try:
+        at = next(
+            (i for i, word in enumerate(args) if isinstance(word, str | bytes) and word in _STREAMS), None
+        )
+        if at is None:
+            return
+        streams, refused = stat.extra.setdefault("streams", {}), stat.extra.get("refused", ())
+        for name in args[at + 1 : at + 1 + (len(args) - at - 1) // 2]:
+            if isinstance(name, str | bytes) and len(streams) < MAX_STREAMS and name not in refused:
+                streams[name] = True
+    except Exception as error:  # noqa: BLE001 - a hook never fails the call
+        failures("XREADGROUP", error)
+
+
 def _owner(target: Any) -> Any:
     """What stands for the pool of ``target``: whoever came first and still lives."""
     extra = stat_of(_pool(target)).extra
@@ -535,6 +635,8 @@ def _command(original: Any) -> Any:
             raise
         _here.in_command = False
         if args[0] in _BLOCKING:
+            if args[0] in _GROUP_READS:
+                _learn(stat, args)
             end((stat, start, name), SLOW_SECONDS, timed=_timed(args))
             return result
         try:
@@ -577,6 +679,8 @@ def _async_command(original: Any) -> Any:
         except BaseException as error:
             _fail(begun, args, error)
             raise
+        if args[0] in _GROUP_READS and begun is not None:
+            _learn(begun[0], args)
         end(begun, SLOW_SECONDS, timed=args[0] not in _BLOCKING or _timed(args))
         return result
 
