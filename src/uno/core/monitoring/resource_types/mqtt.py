@@ -40,7 +40,7 @@ class MQTTClient(ResourceTypeMonitor):
     resource_type = "message_broker"
     targets = ("paho.mqtt.client.Client",)
     library = "paho.mqtt"
-    tested = ">=2.0,<3"
+    tested = ">=2.2,<3"
     blocking = False
     metrics = pick(
         "messaging.client.sent.messages",
@@ -149,7 +149,7 @@ class AsyncMQTTClient(MQTTClient):
 
     targets = ("aiomqtt.client.Client",)
     library = "aiomqtt"
-    tested = ">=2.0,<3"
+    tested = ">=2.5,<3"
 
     def paho(self, target: Any) -> Any:
         return target._client

@@ -47,7 +47,7 @@ class NATSClient(Asking):
     resource_type = "message_broker"
     targets = ("nats.aio.client.Client",)
     library = "nats"
-    tested = ">=2.7,<3"
+    tested = ">=2.16,<3"
     blocking = False
     metrics = pick(
         "messaging.client.sent.messages",

@@ -48,7 +48,7 @@ class PikaConnection(Asking):
     resource_type = "message_broker"
     targets = ("pika.adapters.blocking_connection.BlockingConnection",)
     library = "pika"
-    tested = ">=1.3,<2"
+    tested = ">=1.4,<2"
     blocking = False
     metrics = pick(
         "messaging.client.sent.messages",
