@@ -45,11 +45,24 @@ from uno.core.monitoring.resource_types._pooled import (
     returned,
 )
 from uno.core.monitoring.resource_types._probe import Probe
+from uno.core.monitoring.resource_types._redis_parts import (
+    MAX_STREAMS,
+    Groups,
+    carrier_of,
+    forget_stream,
+    group_of,
+    is_free,
+    learn_streams,
+    node_client,
+    node_use,
+    nodes_of,
+    pool_use_of,
+    text_of,
+)
 from uno.core.monitoring.thresholds import Threshold
 from uno.core.resources import Identity, Resource
 
 SLOW_SECONDS = 0.1
-_UNLIMITED = 2**31 - 1  # the default of older versions
 _CONNECTING = "_uno_connecting"
 _WAITS = (
     "BLPOP",
@@ -65,10 +78,6 @@ _WAITS = (
 )
 _READS = ("XREAD", "XREADGROUP")
 _GROUP_READS = frozenset(("XREADGROUP", "xreadgroup"))
-_STREAMS = frozenset(("STREAMS", "streams", b"STREAMS", b"streams"))
-MAX_STREAMS = 100
-#: By stream: name of a group, messages it was not given yet, messages not acknowledged; None where Redis cannot tell.
-Groups = dict[Any, list[tuple[str, int | None, int | None]]]
 _BLOCKING = frozenset(spelt for name in _WAITS + _READS for spelt in (name, name.lower()))
 _BLOCK = frozenset(("BLOCK", "block", b"BLOCK", b"block"))
 #: What a pool without a free connection was caught in when it raised ConnectionError.
@@ -114,12 +123,12 @@ class _Clients(PooledMonitor):
         return super().stat(_pool(target))
 
     def pool_use(self, target: Any) -> PoolUse:
-        return _use(_pool(target))
+        return pool_use_of(_pool(target))
 
     def collect_metrics(self, resource: Resource) -> None:
         pool = _pool(resource.target)
         stat = stat_of(pool)
-        if stat.holds and not _use(pool).used:  # the pool was reset, as after a fork
+        if stat.holds and not pool_use_of(pool).used:  # the pool was reset, as after a fork
             stat.holds.clear()
         super().collect_metrics(resource)
         if "streams" in stat.extra:
@@ -133,7 +142,7 @@ class _Clients(PooledMonitor):
         found = {}
         if probe.is_fresh():
             found = {
-                (_text(stream), group): (lag, pending)
+                (text_of(stream), group): (lag, pending)
                 for stream, groups in probe.found.items()
                 for group, lag, pending in groups
             }
@@ -155,9 +164,9 @@ class _Clients(PooledMonitor):
         client, found = _client(self, pool), {}
         for stream in list(stat_of(pool).extra["streams"]):
             try:
-                found[stream] = [_group(info) for info in client.xinfo_groups(stream)]
+                found[stream] = [group_of(info) for info in client.xinfo_groups(stream)]
             except Exception as error:  # noqa: BLE001
-                _forget(pool, stream, error)
+                forget_stream(pool, stream, error)
         return found
 
     def detach(self, target: Any) -> None:
@@ -262,9 +271,9 @@ class AsyncRedisClient(_Clients):
         client, found = _client(self, pool), {}
         for stream in list(stat_of(pool).extra["streams"]):
             try:
-                found[stream] = [_group(info) for info in await client.xinfo_groups(stream)]
+                found[stream] = [group_of(info) for info in await client.xinfo_groups(stream)]
             except Exception as error:  # noqa: BLE001
-                _forget(pool, stream, error)
+                forget_stream(pool, stream, error)
         return found
 
     async def ping(self, target: Any) -> bool | None:
@@ -314,29 +323,29 @@ class _Cluster(PooledMonitor):
         return Identity("redis-cluster", places[0] if places else None, {"db.system.name": "redis"})
 
     def endpoints(self, target: Any) -> list[str]:
-        return [f"{name}/0" for name in _nodes(target)]
+        return [f"{name}/0" for name in nodes_of(target)]
 
     def stat_for(self, target: Any) -> Stat:
-        stat = stat_of(_carrier(target))
+        stat = stat_of(carrier_of(target))
         stat.drain()
         return stat
 
     def stat(self, target: Any) -> Stat | None:
-        return super().stat(_carrier(target))
+        return super().stat(carrier_of(target))
 
     def covers(self, target: Any) -> tuple[object, ...]:
-        nodes = [*_nodes(target).values(), *getattr(target.nodes_manager, "startup_nodes", {}).values()]
+        nodes = [*nodes_of(target).values(), *getattr(target.nodes_manager, "startup_nodes", {}).values()]
         nodes += [
             node for kept in vars(target).values() if type(kept) is list for node in kept
         ]  # as it began
-        clients = [client for node in nodes if (client := _node_client(node)) is not None]
+        clients = [client for node in nodes if (client := node_client(node)) is not None]
         return (*clients, *(client.connection_pool for client in clients))
 
     def pool_use(self, target: Any) -> PoolUse:
         used = idle = waiting = 0.0
         limit: float | None = 0.0
-        for node in _nodes(target).values():
-            use = _node_use(node)
+        for node in nodes_of(target).values():
+            use = node_use(node)
             used += use.used or 0
             idle += use.idle or 0
             waiting += use.waiting
@@ -347,8 +356,8 @@ class _Cluster(PooledMonitor):
         super().collect_metrics(resource)
         update = self.update_metric
         known = self.stat_for(resource.target).extra.get("nodes", {})
-        for name, node in _nodes(resource.target).items():
-            use = _node_use(node)
+        for name, node in nodes_of(resource.target).items():
+            use = node_use(node)
             update("uno.redis.node.connections", use.used, {"node": name, "state": "used"})
             update("uno.redis.node.connections", use.idle, {"node": name, "state": "idle"})
             if name in known:
@@ -389,7 +398,7 @@ class RedisClusterClient(_Cluster):
 
     def ping(self, target: Any) -> bool | None:
         """PING on a free connection to each node that was used. None when there is none."""
-        asked = [c for n in _nodes(target).values() if _is_free(n) and (c := _node_client(n)) is not None]
+        asked = [c for n in nodes_of(target).values() if is_free(n) and (c := node_client(n)) is not None]
         return all(client.ping() for client in asked) if asked else None
 
 
@@ -414,39 +423,8 @@ class AsyncRedisClusterClient(_Cluster):
 
         if self.bound_loop(target) is not asyncio.get_running_loop():
             return None
-        asked = [node for node in _nodes(target).values() if node._connections and _is_free(node)]
+        asked = [node for node in nodes_of(target).values() if node._connections and is_free(node)]
         return all([await node.execute_command("PING") for node in asked]) if asked else None
-
-
-def _carrier(cluster: Any) -> Any:
-    """What the Stat of a cluster's client, or of a pipeline of it, hangs on."""
-    client = getattr(cluster, "cluster_client", cluster)
-    manager = getattr(client, "nodes_manager", None)
-    return manager if hasattr(manager, "__dict__") else client
-
-
-def _nodes(cluster: Any) -> dict[str, Any]:
-    return dict(getattr(cluster.nodes_manager, "nodes_cache", ()))
-
-
-def _node_client(node: Any) -> Any:
-    return getattr(node, "redis_connection", None)
-
-
-def _node_use(node: Any) -> PoolUse:
-    if hasattr(node, "_free"):  # for asyncio a node is its own pool
-        idle = len(node._free)
-        limit = node.max_connections
-        return PoolUse(
-            len(node._connections) - idle, idle, limit if limit and limit < _UNLIMITED else None, 0
-        )
-    client = _node_client(node)
-    return PoolUse(0, 0, None, 0) if client is None else _use(client.connection_pool)
-
-
-def _is_free(node: Any) -> bool:
-    use = _node_use(node)
-    return use.limit is None or (use.used or 0) < use.limit
 
 
 def _node_cells(stat: Stat, node: Any) -> tuple[HistogramCell, CounterCell]:
@@ -477,10 +455,10 @@ def _node_done(begun: Begun | None, node: Any, args: tuple[Any, ...], error: Bas
 
 
 def _node_begin(cluster: Any, node: Any) -> Begun | None:
-    begun = begin(_carrier(cluster))
+    begun = begin(carrier_of(cluster))
     if begun is not None:
         with suppress(Exception):  # the pool of a node counts for the cluster
-            client = _node_client(node)
+            client = node_client(node)
             if client is not None and client.connection_pool.__dict__.get(ATTRIBUTE) is not begun[0]:
                 client.connection_pool.__dict__[ATTRIBUTE] = begun[0]
     return begun
@@ -497,41 +475,6 @@ def _client(kind: _Clients, target: Any) -> Any:
     return getattr(sys.modules[kind.modules[0]], kind.client)(connection_pool=target)
 
 
-def _text(name: Any) -> str:
-    return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
-
-
-def _group(info: dict[str, Any]) -> tuple[str, int | None, int | None]:
-    """One line of XINFO GROUPS."""
-    return _text(info["name"]), info.get("lag"), info.get("pending")
-
-
-def _forget(pool: Any, stream: Any, error: Exception) -> None:
-    """Redis refused: the stream is gone, or its name may not be asked for. Any other failure ends the question."""
-    if type(error).__name__ not in ("ResponseError", "NoPermissionError"):
-        raise error
-    extra = stat_of(pool).extra
-    extra["streams"].pop(stream, None)
-    if type(error).__name__ == "NoPermissionError":
-        extra.setdefault("refused", set()).add(stream)
-
-
-def _learn(stat: Stat, args: tuple[Any, ...]) -> None:
-    """Which streams a command reads for a group."""
-    try:
-        at = next(
-            (i for i, word in enumerate(args) if isinstance(word, str | bytes) and word in _STREAMS), None
-        )
-        if at is None:
-            return
-        streams, refused = stat.extra.setdefault("streams", {}), stat.extra.get("refused", ())
-        for name in args[at + 1 : at + 1 + (len(args) - at - 1) // 2]:
-            if isinstance(name, str | bytes) and len(streams) < MAX_STREAMS and name not in refused:
-                streams[name] = True
-    except Exception as error:  # noqa: BLE001 - a hook never fails the call
-        failures("XREADGROUP", error)
-
-
 def _owner(target: Any) -> Any:
     """What stands for the pool of ``target``: whoever came first and still lives."""
     extra = stat_of(_pool(target)).extra
@@ -541,22 +484,6 @@ def _owner(target: Any) -> Any:
         extra["owner"] = weakref.ref(target)
         return target
     return owner
-
-
-def _use(pool: Any) -> PoolUse:
-    """Read from the pool's own collections, as no public count exists in all versions."""
-    limit: int | None = pool.max_connections
-    queue = pool.__dict__.get("pool")
-    if queue is not None:  # blocking: a queue of connections, with None for those that do not exist yet
-        inner = getattr(queue, "queue", None)
-        waiters = queue.not_empty._waiters if inner is not None else queue._getters
-        used = max(0, (limit or 0) - len(queue._queue if inner is None else inner))
-        return PoolUse(used, max(0, len(pool._connections) - used), limit, len(waiters))
-    condition = pool.__dict__.get("_condition")
-    waiting = 0 if condition is None else len(condition._waiters)
-    used = len(pool._in_use_connections)
-    known = limit if limit and limit < _UNLIMITED else None
-    return PoolUse(used, len(pool._available_connections), known, waiting)
 
 
 def _family(cls: type) -> Iterator[type]:
@@ -636,7 +563,7 @@ def _command(original: Any) -> Any:
         _here.in_command = False
         if args[0] in _BLOCKING:
             if args[0] in _GROUP_READS:
-                _learn(stat, args)
+                learn_streams(stat, args)
             end((stat, start, name), SLOW_SECONDS, timed=_timed(args))
             return result
         try:
@@ -680,7 +607,7 @@ def _async_command(original: Any) -> Any:
             _fail(begun, args, error)
             raise
         if args[0] in _GROUP_READS and begun is not None:
-            _learn(begun[0], args)
+            learn_streams(begun[0], args)
         end(begun, SLOW_SECONDS, timed=args[0] not in _BLOCKING or _timed(args))
         return result
 
@@ -733,7 +660,7 @@ def _async_node_command(original: Any) -> Any:
 
 def _cluster_pipeline(original: Any) -> Any:
     def execute(self: Any, *args: Any, **kwargs: Any) -> Any:
-        begun = begin(_carrier(self))
+        begun = begin(carrier_of(self))
         try:
             result = original(self, *args, **kwargs)
         except BaseException as error:
@@ -747,7 +674,7 @@ def _cluster_pipeline(original: Any) -> Any:
 
 def _async_cluster_pipeline(original: Any) -> Any:
     async def execute(self: Any, *args: Any, **kwargs: Any) -> Any:
-        begun = begin(_carrier(self))
+        begun = begin(carrier_of(self))
         try:
             result = await original(self, *args, **kwargs)
         except BaseException as error:

@@ -1,0 +1,96 @@
+"""What do Redis' clusters and streams look like from a client? Its nodes, and the groups that read a stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from uno.core.monitoring.instrumentation import Stat, failures, stat_of
+from uno.core.monitoring.resource_types._pooled import PoolUse
+
+#: By stream: name of a group, messages it was not given yet, messages not acknowledged; None where Redis cannot tell.
+Groups = dict[Any, list[tuple[str, int | None, int | None]]]
+_UNLIMITED = 2**31 - 1  # the default of older versions
+MAX_STREAMS = 100
+_STREAMS = frozenset(("STREAMS", "streams", b"STREAMS", b"streams"))
+
+
+def carrier_of(cluster: Any) -> Any:
+    """What the Stat of a cluster's client, or of a pipeline of it, hangs on."""
+    client = getattr(cluster, "cluster_client", cluster)
+    manager = getattr(client, "nodes_manager", None)
+    return manager if hasattr(manager, "__dict__") else client
+
+
+def nodes_of(cluster: Any) -> dict[str, Any]:
+    return dict(getattr(cluster.nodes_manager, "nodes_cache", ()))
+
+
+def node_client(node: Any) -> Any:
+    return getattr(node, "redis_connection", None)
+
+
+def node_use(node: Any) -> PoolUse:
+    if hasattr(node, "_free"):  # for asyncio a node is its own pool
+        idle = len(node._free)
+        limit = node.max_connections
+        return PoolUse(
+            len(node._connections) - idle, idle, limit if limit and limit < _UNLIMITED else None, 0
+        )
+    client = node_client(node)
+    return PoolUse(0, 0, None, 0) if client is None else pool_use_of(client.connection_pool)
+
+
+def is_free(node: Any) -> bool:
+    use = node_use(node)
+    return use.limit is None or (use.used or 0) < use.limit
+
+
+def text_of(name: Any) -> str:
+    return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+
+
+def group_of(info: dict[str, Any]) -> tuple[str, int | None, int | None]:
+    """One line of XINFO GROUPS."""
+    return text_of(info["name"]), info.get("lag"), info.get("pending")
+
+
+def forget_stream(pool: Any, stream: Any, error: Exception) -> None:
+    """Redis refused: the stream is gone, or its name may not be asked for. Any other failure ends the question."""
+    if type(error).__name__ not in ("ResponseError", "NoPermissionError"):
+        raise error
+    extra = stat_of(pool).extra
+    extra["streams"].pop(stream, None)
+    if type(error).__name__ == "NoPermissionError":
+        extra.setdefault("refused", set()).add(stream)
+
+
+def learn_streams(stat: Stat, args: tuple[Any, ...]) -> None:
+    """Which streams a command reads for a group."""
+    try:
+        at = next(
+            (i for i, word in enumerate(args) if isinstance(word, str | bytes) and word in _STREAMS), None
+        )
+        if at is None:
+            return
+        streams, refused = stat.extra.setdefault("streams", {}), stat.extra.get("refused", ())
+        for name in args[at + 1 : at + 1 + (len(args) - at - 1) // 2]:
+            if isinstance(name, str | bytes) and len(streams) < MAX_STREAMS and name not in refused:
+                streams[name] = True
+    except Exception as error:  # noqa: BLE001 - a hook never fails the call
+        failures("XREADGROUP", error)
+
+
+def pool_use_of(pool: Any) -> PoolUse:
+    """Read from the pool's own collections, as no public count exists in all versions."""
+    limit: int | None = pool.max_connections
+    queue = pool.__dict__.get("pool")
+    if queue is not None:  # blocking: a queue of connections, with None for those that do not exist yet
+        inner = getattr(queue, "queue", None)
+        waiters = queue.not_empty._waiters if inner is not None else queue._getters
+        used = max(0, (limit or 0) - len(queue._queue if inner is None else inner))
+        return PoolUse(used, max(0, len(pool._connections) - used), limit, len(waiters))
+    condition = pool.__dict__.get("_condition")
+    waiting = 0 if condition is None else len(condition._waiters)
+    used = len(pool._in_use_connections)
+    known = limit if limit and limit < _UNLIMITED else None
+    return PoolUse(used, len(pool._available_connections), known, waiting)
