@@ -958,3 +958,11 @@ def test_a_store_that_is_killed_and_comes_back_has_it_all(
         (line,) = answer.read().splitlines()
     assert json.loads(line)["values"] == [1, 2, 3]
     assert "connect" in own(monitor, "failures")
+
+
+def test_a_flush_in_the_first_instant_tells_whether_anybody_took_it() -> None:
+    with ResourceMonitor(workers=False) as monitor:
+        monitor.manager.register(object(), id="shop")
+        monitor.add_metric("shop", Counter("orders_total")).inc(7)
+        exporter = setup_otlp_exporter(monitor, endpoint=f"http://127.0.0.1:{free_port()}")
+        assert exporter.flush(timeout=2) is False

@@ -499,3 +499,32 @@ def test_a_gauge_can_hold_a_time() -> None:
     with gauge.time():
         pass
     assert 0 <= gauge[()].value < 10
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"unit": 5},
+        {"unit": b"s"},
+        {"description": 5},
+        {"title": None},
+        {"labels": None},
+        {"labels": ["a.b", "a_b"]},
+        {"labels": ["worker"], "merge": "worker"},
+    ],
+)
+def test_what_no_page_could_show_is_refused_at_the_definition(wrong: dict[str, Any]) -> None:
+    with pytest.raises(MetricError):
+        Gauge("wrong", **wrong)
+
+
+def test_objects_that_are_called_like_coroutine_functions_are_timed_to_their_end() -> None:
+    class Job:
+        async def __call__(self) -> None:
+            await asyncio.sleep(0.05)
+
+    histogram = Histogram("jobs")
+    asyncio.run(histogram.time()(Job())())
+    cell = histogram[()]
+    cell.fold()
+    assert cell.totals.sum >= 0.05

@@ -207,3 +207,9 @@ def test_partial_success_is_read_and_rubbish_is_not() -> None:
             assert rejected_points(body, media_type) >= 0
 
     rubbish()
+
+
+@pytest.mark.parametrize("url", ["http://a\r\nb", "http://a\tb/v1/metrics", "http://a/\x00"])
+def test_an_address_with_a_line_break_leads_nowhere(url: str) -> None:
+    with pytest.raises(ValueError, match="endpoint="):
+        configure(url)

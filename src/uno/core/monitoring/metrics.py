@@ -124,19 +124,26 @@ class Metric(dict[Any, C]):
             raise MetricError(
                 f"bad metric name {name!r}: use letters, digits, '_', ':' and '.', not a digit first"
             )
+        for what, text in (("description", description), ("unit", unit), ("title", title)):
+            if not isinstance(text, str):
+                raise MetricError(f"the {what} of {name!r} is text, not {type(text).__name__}")
         if isinstance(labels, str):
             raise MetricError(f"labels of {name!r} is a sequence of names: labels=[{labels!r}]")
+        if not isinstance(labels, Sequence):
+            raise MetricError(f"labels of {name!r} is a sequence of names, not {type(labels).__name__}")
         for label in labels:
             if not isinstance(label, str) or not _LABEL.match(label) or label.startswith("__"):
                 raise MetricError(f"bad label name {label!r} of {name!r}: use letters, digits, '_' and '.'")
             if label in _RESERVED_LABELS:
                 raise MetricError(f"label {label!r} of {name!r} is set by uno itself; choose another name")
-        if len(set(labels)) != len(labels):
-            raise MetricError(f"{name!r} names a label twice: {list(labels)}")
+        if len({label.replace(".", "_") for label in labels}) != len(labels):
+            raise MetricError(f"{name!r} names a label twice (to Prometheus a dot is '_'): {list(labels)}")
         if not isinstance(max_children, int) or max_children < 1:
             raise MetricError(f"max_children of {name!r} is a whole number from 1, not {max_children!r}")
         if merge not in ("sum", "max", "min", "worker"):
             raise MetricError(f"merge of {name!r} is 'sum', 'max', 'min' or 'worker', not {merge!r}")
+        if merge == "worker" and "worker" in labels:
+            raise MetricError(f"merge='worker' of {name!r} sets the label 'worker' itself; choose another name")
         self.spec = Spec(name, self.kind, description, unit, tuple(labels), title, merge)
         self.overflowed = 0
         self._max = max_children

@@ -31,7 +31,8 @@ class Around:
 
         again = self._again
         wrapper: Callable[..., Any]
-        if inspect.iscoroutinefunction(function):
+        called = vars(type(function)).get("__call__")  # of an object that is called like a function
+        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called):
 
             async def coroutine(*args: Any, **kwargs: Any) -> Any:
                 with again():

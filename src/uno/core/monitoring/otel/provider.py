@@ -219,8 +219,9 @@ class UnoMeter(metrics.Meter):
                             name[:80] if isinstance(name, str) else type(name))  # fmt: skip
             no_op: T = _NO_OP[cls](name)
             return no_op
-        unit, description = unit or "", description or ""
-        if not _UNIT.match(unit):
+        description = description if isinstance(description, str) else ""
+        unit = unit or ""
+        if not isinstance(unit, str) or not _UNIT.match(unit):
             log.warning("the unit of %s is not 63 ASCII characters at most: it is left out", name)
             unit = ""
         with self._lock:

@@ -177,6 +177,8 @@ def _endpoint(url: str | None) -> Endpoint:
     if url is not None:
         if not isinstance(url, str):
             raise TypeError(f"endpoint= is a URL, not {type(url).__name__}")
+        if not url.isprintable():  # urlsplit drops line breaks, and would lead elsewhere
+            raise ValueError("endpoint= has a character that no URL has, a line break perhaps")
         try:
             given = Endpoint(url)
             return Endpoint(url, "/v1/metrics") if given.target.partition("?")[0] == "/" else given

@@ -75,7 +75,7 @@ class OtlpExporter:
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closing: float | None = None
-        self._asked = self._answered = 0
+        self._asked = self._answered = self._faults = 0
         self._due = self._retry_at = 0.0
         self._attempt = 0
         self._told = False  # the receiver has said when to come again
@@ -134,9 +134,14 @@ class OtlpExporter:
         if self._thread is None:
             return False
         deadline = time.monotonic() + (self._config.export_timeout if timeout is None else timeout)
+        monitor = self.resource_monitor
+        while monitor.running and monitor.store.frame is None:  # the first tick is under way
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.01)
         with self._wake:
             self._asked += 1
-            mine = self._asked
+            mine, faults = self._asked, self._faults
             if not self._told:
                 self._retry_at = 0.0
             self._wake.notify_all()
@@ -145,7 +150,7 @@ class OtlpExporter:
                 if left <= 0:
                     return False
                 self._wake.wait(left)
-            return not self._pending and self._answered >= mine
+            return not self._pending and self._answered >= mine and self._faults == faults
 
     @property
     def _pending(self) -> bool:
@@ -347,6 +352,7 @@ class OtlpExporter:
         with self._wake:
             head, self._head, self._batch = self._head, None, None
             self._answered = self._asked
+            self._faults += 1
             self._wake.notify_all()
         self._count("failures", "internal")
         if head is not None:
