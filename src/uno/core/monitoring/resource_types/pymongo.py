@@ -124,7 +124,6 @@ class PymongoClient(PooledMonitor):
     def install(self) -> list[Callable[[], None]]:
         client = getattr(sys.modules[f"{self.package}.mongo_client"], self.client)
         connections = sys.modules[f"{self.package}.pool"]
-        # The most derived that defines it: both worlds share some of their bases.
         pool, connection = connections.Pool, _connection(connections)
         operation, get, give, connect, command, send, receive = self.hooks()
         # Until 4.14 or so commands of the application's own making are no operations: what fails comes by here.
