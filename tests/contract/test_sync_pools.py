@@ -42,7 +42,7 @@ class Pool:
         self.real: Any
         if self.waits:
             least = {} if kind.endswith("null") else {"min_size": 1}
-            self.real = cls(url, max_size=2, open=True, timeout=5, reconnect_timeout=1, **least)
+            self.real = cls(url, max_size=2, open=True, timeout=1, reconnect_timeout=1, **least)
             if least:
                 self.real.wait()
         else:
@@ -68,9 +68,9 @@ class Pool:
             self.give(connection)
 
     def use_up(self) -> None:
-        """Take and return until there is nothing: what it still has is lost with the server."""
+        """Query until there is nothing: what it still has is lost with the server."""
         for _ in range(3):
-            self.give(self.real.getconn(timeout=0.2) if self.waits else self.take())
+            self.select()
 
     def close(self) -> None:
         if self.waits:
