@@ -59,10 +59,9 @@ def _rows() -> list[Row]:
         Row("pools-newest", (*newest, "psycopg2-binary==2.9.*"), pools),
     ]
     for version in ("4.9", "4.13", "4.20"):
-        row = Row(
-            f"pymongo-{version}", (f"pymongo=={version}.*", "secantusdb"), "tests/contract/test_pymongo.py"
-        )
-        rows.append(row)
+        packages = (f"pymongo=={version}.*", "secantusdb")
+        without = "async_client" if version == "4.9" else ""  # not yet meant for use then
+        rows.append(Row(f"pymongo-{version}", packages, "tests/contract/test_pymongo.py", without=without))
     rows += [
         Row(f"aiosqlite-{version}", (f"aiosqlite=={version}.*",), "tests/contract/test_aiosqlite.py")
         for version in ("0.17", "0.20", "0.22")
