@@ -45,6 +45,8 @@ def broker(server: servers.Server, request: pytest.FixtureRequest) -> Iterator[A
     )
     yield broker
     broker.close()
+    if server.name == "redis":
+        broker.client.close()
 
 
 def declared(make: Callable[..., Any], url: str, test: str) -> Any:

@@ -55,6 +55,13 @@ def declared(huey: Huey) -> Huey:
     return huey
 
 
+def close(huey: Huey) -> None:
+    huey.storage.close()
+    if hasattr(huey.storage, "conn") and hasattr(huey.storage, "pool"):
+        huey.storage.conn.close()
+        huey.storage.pool.disconnect()
+
+
 def stand_in(huey: Huey) -> Any:
     @huey.task(name="stand")
     def stand() -> None:
@@ -74,8 +81,7 @@ def huey(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Huey]:
     else:
         huey = MemoryHuey(name)
     yield declared(huey)
-    if hasattr(huey.storage, "close"):
-        huey.storage.close()
+    close(huey)
 
 
 def run(huey: Huey) -> None:
@@ -148,6 +154,7 @@ def test_a_server_that_goes(redis_with_password: servers.Redis) -> None:
     with watching(huey) as (_, [watched]):
         huey.shop["work"](0)
         check_outages(watched, redis_with_password)
+    close(huey)
 
 
 def test_found_and_left_as_it_was(redis_with_password: servers.Redis) -> None:
