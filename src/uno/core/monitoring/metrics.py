@@ -143,7 +143,9 @@ class Metric(dict[Any, C]):
         if merge not in ("sum", "max", "min", "worker"):
             raise MetricError(f"merge of {name!r} is 'sum', 'max', 'min' or 'worker', not {merge!r}")
         if merge == "worker" and "worker" in labels:
-            raise MetricError(f"merge='worker' of {name!r} sets the label 'worker' itself; choose another name")
+            raise MetricError(
+                f"merge='worker' of {name!r} sets the label 'worker' itself; choose another name"
+            )
         self.spec = Spec(name, self.kind, description, unit, tuple(labels), title, merge)
         self.overflowed = 0
         self._max = max_children
