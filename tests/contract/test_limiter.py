@@ -73,7 +73,7 @@ async def test_wait_time_against_the_truth(monitor: ResourceMonitor) -> None:
     await asyncio.gather(*(work() for _ in range(6)))
     await it.soon(6, "wait_time", "count")
     assert sum(waited) >= 0.6
-    assert it.read("wait_time", "sum") == pytest.approx(sum(waited), abs=0.005)
+    assert it.read("wait_time", "sum") == pytest.approx(sum(waited), abs=0.03)
 
 
 async def test_who_waits_in_vain_leaves_nothing(monitor: ResourceMonitor) -> None:

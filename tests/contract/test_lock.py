@@ -71,8 +71,8 @@ async def test_asyncio(monitor: ResourceMonitor, make: Any) -> None:
     await it.soon(5, "lock.wait_time", "count")
     await it.soon(5, "lock.acquired", "total")
     await it.soon(5, "lock.hold_time", "count")
-    assert it.read("lock.wait_time", "sum") == pytest.approx(sum(waited), abs=0.005)
-    assert it.read("lock.hold_time", "sum") == pytest.approx(sum(held), abs=0.005)
+    assert it.read("lock.wait_time", "sum") == pytest.approx(sum(waited), abs=0.03)
+    assert it.read("lock.hold_time", "sum") == pytest.approx(sum(held), abs=0.03)
     await it.soon(0, "holders")
     await it.soon(0, "lock.oldest_hold")
     assert it.sites() == it.sites(waiting=True) == {}
@@ -120,7 +120,7 @@ def test_threads(monitor: ResourceMonitor, make: Any) -> None:
     for thread in threads:
         thread.join()
     it.until(5, "lock.wait_time", "count")
-    assert it.read("lock.wait_time", "sum") == pytest.approx(sum(waited), abs=0.01)
+    assert it.read("lock.wait_time", "sum") == pytest.approx(sum(waited), abs=0.03)
     it.until(0, "holders")
     assert lock.acquire()
     lock.release(1)

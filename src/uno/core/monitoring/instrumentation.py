@@ -40,6 +40,7 @@ SLOW_SECONDS = 0.5
 OWN = "uno monitor"
 
 _CORE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_OWN = (_CORE, os.path.join(os.path.dirname(os.path.dirname(_CORE)), "testing.py"))
 
 
 @lru_cache(1)
@@ -53,7 +54,7 @@ def _foreign() -> tuple[str, ...]:
 
 def is_first_party(filename: str) -> bool:
     """Whether a file belongs to the application: not to Python, to an installed library, or to uno itself."""
-    if filename.startswith("<") or f"{os.sep}site-packages{os.sep}" in filename or filename.startswith(_CORE):
+    if filename.startswith("<") or f"{os.sep}site-packages{os.sep}" in filename or filename.startswith(_OWN):
         return False
     return not filename.startswith(_foreign())
 
