@@ -22,13 +22,17 @@ from uno.core.resources import ResourceManager
 @pytest.fixture
 def monitor() -> Iterator[ResourceMonitor]:
     with ResourceMonitor(ResourceManager(), interval=0.05) as monitor:
-        wait_until(lambda: monitor.read("process", "process.uptime") is not None, 5, "the first reading")
+        wait_until(lambda: monitor.read("process", "process.uptime") is not None, 20, "the first reading")
         yield monitor
 
 
 def test_figures_agree_with_psutil(monitor: ResourceMonitor) -> None:
     process = psutil.Process()
-    assert monitor.read("process", "memory") == pytest.approx(process.memory_info().rss, rel=0.1)
+    wait_until(
+        lambda: monitor.read("process", "memory") == pytest.approx(process.memory_info().rss, rel=0.1),
+        5,
+        "the memory as psutil sees it",  # the first tick imports what it needs
+    )
     assert monitor.read("process", "process.uptime") == pytest.approx(
         time.time() - process.create_time(), abs=1
     )
