@@ -109,7 +109,7 @@ def test_nothing_is_left_behind() -> None:
         asyncio.run(manager.get("process").get_statistics())
         manager.unregister("process")
     assert len(gc.callbacks) == callbacks
-    assert len(os.listdir("/proc/self/fd")) == files
+    assert len(os.listdir("/proc/self/fd")) <= files
 
 
 def test_a_forked_child_sees_itself() -> None:
@@ -124,7 +124,7 @@ def test_a_forked_child_sees_itself() -> None:
     child = os.fork()
     if child == 0:
         told = resource.target.memory_threads_uptime()[1]
-        os.write(writer, str(told).encode())
+        os.write(writer, f"{told} of {len(os.listdir('/proc/self/task'))}".encode())
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
@@ -133,5 +133,6 @@ def test_a_forked_child_sees_itself() -> None:
     ballast.set()
     for thread in threads:
         thread.join()
-    assert told == b"1"
+    seen, _, there = told.decode().partition(" of ")
+    assert seen == there
     assert (parent["threads"] or 0) >= 1

@@ -242,10 +242,10 @@ def test_keys_start_incidents_and_quit(tmp_path: Path) -> None:
     try:
         os.write(keyboard, b"1x")
         wait_until(
-            lambda: running.ask("/incidents")["incidents"][0]["remaining"] > 0, 5, "the first incident"
+            lambda: running.ask("/incidents")["incidents"][0]["remaining"] > 0, 20, "the first incident"
         )
         os.write(keyboard, b"1")
-        wait_until(lambda: running.ask("/incidents")["incidents"][0]["remaining"] == 0, 5, "its end")
+        wait_until(lambda: running.ask("/incidents")["incidents"][0]["remaining"] == 0, 20, "its end")
         assert re.findall(r"Connection leak: (\w+)", running.output()) == ["started", "stopped"]
         assert running.end(lambda: os.write(keyboard, b"q"))[0] == 0
         assert termios.tcgetattr(terminal) == before
