@@ -509,7 +509,6 @@ def test_a_gauge_can_hold_a_time() -> None:
         {"description": 5},
         {"title": None},
         {"labels": None},
-        {"labels": ["a.b", "a_b"]},
         {"labels": ["worker"], "merge": "worker"},
     ],
 )

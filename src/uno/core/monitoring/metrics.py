@@ -136,8 +136,8 @@ class Metric(dict[Any, C]):
                 raise MetricError(f"bad label name {label!r} of {name!r}: use letters, digits, '_' and '.'")
             if label in _RESERVED_LABELS:
                 raise MetricError(f"label {label!r} of {name!r} is set by uno itself; choose another name")
-        if len({label.replace(".", "_") for label in labels}) != len(labels):
-            raise MetricError(f"{name!r} names a label twice (to Prometheus a dot is '_'): {list(labels)}")
+        if len(set(labels)) != len(labels):
+            raise MetricError(f"{name!r} names a label twice: {list(labels)}")
         if not isinstance(max_children, int) or max_children < 1:
             raise MetricError(f"max_children of {name!r} is a whole number from 1, not {max_children!r}")
         if merge not in ("sum", "max", "min", "worker"):
