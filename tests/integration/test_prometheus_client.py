@@ -30,6 +30,7 @@ from tests.exposition import (
     read_protobuf,
     read_text,
 )
+from tests.web import until
 from uno.core.monitoring.exporters.prometheus import PrometheusExporter, bridge
 from uno.core.monitoring.integration import as_collector, setup_prometheus_exporter
 from uno.core.monitoring.resources import Counter, Gauge, Histogram, ResourceMonitor
@@ -120,7 +121,7 @@ class Custom:
     """A collector of the application's."""
 
     def __init__(
-        self, *metrics: Any, error: Exception | None = None, gate: threading.Event | None = None
+        self, *metrics: Any, error: BaseException | None = None, gate: threading.Event | None = None
     ) -> None:
         self.metrics, self.error, self.gate = metrics, error, gate
 
@@ -201,6 +202,100 @@ def test_a_collector_that_hangs_is_waited_for_once(
     assert b"\nfirst 1.0\n" in exporter.render(), "it is asked again when it is back"
     said = [record.getMessage() for record in caplog.records if record.name == "uno.exporters.prometheus"]
     assert said == ["prometheus_client's Custom is left out: it has not answered within 0.2 s"]
+
+
+class SlowOnce(Custom):
+    """Does not answer the first time before its gate opens."""
+
+    def collect(self) -> Iterator[Any]:
+        gate, self.gate = self.gate, None
+        if gate is not None:
+            gate.wait()
+        yield from self.metrics
+
+
+class Stuck(Custom):
+    """Never answers while the test runs."""
+
+    def collect(self) -> Iterator[Any]:
+        assert self.gate is not None
+        self.gate.wait()
+        yield from self.metrics
+
+
+def test_collectors_that_hang_take_nobody_elses_lines(
+    monitor: ResourceMonitor,
+    registry: CollectorRegistry,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bridge, "PATIENCE", 0.5)
+    back, never = threading.Event(), threading.Event()
+    registry.register(Custom(metric("first", "gauge", ("", 1))))
+    registry.register(SlowOnce(metric("slow", "gauge", ("", 2)), gate=back))
+    registry.register(Custom(metric("between", "gauge", ("", 3))))
+    registry.register(Stuck(metric("stuck", "gauge", ("", 4)), gate=never))
+    registry.register(Custom(metric("last", "gauge", ("", 5))))
+    exporter = PrometheusExporter(monitor, prometheus_client=registry)
+
+    def theirs(accept: str, read: Any) -> dict[str, float]:
+        return {name: value for (name, labels), value in read(exporter.render(accept)).items() if not labels}
+
+    formats = ((TEXT, read_text), (OPENMETRICS, read_openmetrics), (PROTOBUF, read_protobuf)) * 2
+    try:
+        for accept, read in formats:
+            assert theirs(accept, read) == {"first": 1, "between": 3, "last": 5}
+        assert len(asking()) == 2, "one thread for each that hangs"
+        back.set()
+        until(lambda: len(asking()) == 1)
+        for accept, read in formats:
+            assert theirs(accept, read) == {"first": 1, "slow": 2, "between": 3, "last": 5}
+        assert len(asking()) == 1
+    finally:
+        back.set()
+        never.set()
+    until(lambda: not asking())
+    assert theirs(TEXT, read_text) == {"first": 1, "slow": 2, "between": 3, "stuck": 4, "last": 5}
+    said = [record.getMessage() for record in caplog.records if record.name == "uno.exporters.prometheus"]
+    assert sorted(said) == [
+        f"prometheus_client's {name} is left out: it has not answered within 0.5 s"
+        for name in ("SlowOnce", "Stuck")
+    ]
+
+
+def test_all_collectors_together_have_a_time(
+    monitor: ResourceMonitor, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge, "PATIENCE", 3_600.0)
+    monkeypatch.setattr(bridge, "LONGEST", 0.5)
+    gate = threading.Event()
+    registry.register(Stuck(metric("stuck", "gauge", ("", 1)), gate=gate))
+    registry.register(Custom(metric("fine", "gauge", ("", 2))))
+    exporter = PrometheusExporter(monitor, prometheus_client=registry)
+    try:
+        for _ in range(3):
+            page = exporter.render()
+            assert b"\nours{" in page
+            assert b"\nfine 2.0\n" in page
+    finally:
+        gate.set()
+    until(lambda: not asking())
+    assert b"\nstuck 1.0\n" in exporter.render()
+
+
+def test_a_collector_that_would_end_its_thread_loses_its_own_lines(
+    monitor: ResourceMonitor, registry: CollectorRegistry
+) -> None:
+    registry.register(Custom(error=SystemExit()))
+    registry.register(Custom(metric("after", "gauge", ("", 2))))
+    exporter = PrometheusExporter(monitor, prometheus_client=registry)
+    for _ in range(3):
+        assert b"\nafter 2.0\n" in exporter.render()
+
+
+def asking() -> list[threading.Thread]:
+    """The threads that ask collectors, or hang in one."""
+    return [thread for thread in threading.enumerate() if thread.name == "uno-prometheus-client"]
 
 
 def test_the_other_way_round(monitor: ResourceMonitor) -> None:

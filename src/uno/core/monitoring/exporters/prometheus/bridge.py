@@ -1,7 +1,8 @@
 """How do metrics that the application keeps in prometheus_client come into our page?
 
 Only where the application has loaded that library: it is never imported here. Their collectors are asked on a thread
-of their own, one by one: what one raises loses its own lines, and one that hangs is waited for once.
+of their own, one by one. One that takes long keeps that thread, and another goes on with the rest. What one raises
+loses its own lines; one that hangs does so until it is back, and is waited for once.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, NamedTuple
 
 from uno.core.monitoring.cells import Exemplar
@@ -19,9 +21,11 @@ from uno.core.monitoring.exporters.prometheus.style import Sample, Style
 
 log = logging.getLogger("uno.exporters.prometheus")
 
-#: How long a page waits for their collectors, in seconds.
+#: How long a page waits for one of their collectors, and for all of them, in seconds.
 PATIENCE = 2.0
-_MAX_JOBS = 4
+LONGEST = 5.0
+#: After so many seconds the others are asked beside it.
+_ASIDE = 0.1
 _KINDS = frozenset(
     ("counter", "gauge", "histogram", "gaugehistogram", "summary", "info", "stateset", "unknown")
 )
@@ -36,32 +40,68 @@ class ForeignFamily(NamedTuple):
     parts: list[bytes]
 
 
-class _Job:
-    """One reading of a registry, on its own thread."""
+class _Reading:
+    """One reading of a registry: its collectors one after the other, and past those that take long."""
 
-    def __init__(self, registry: Any, style: Style, say: Callable[[str, str], None]) -> None:
+    def __init__(self, collectors: Iterable[Any], style: Style, say: Callable[[Any, str], None]) -> None:
         self.families: list[ForeignFamily] = []
-        self.asking = ""
-        self.done = False
-        self.given_up = False
-        self._registry, self._style, self._say = registry, style, say
-        self.thread = threading.Thread(target=self._run, name="uno-prometheus-client", daemon=True)
+        self.left = deque(collectors)
+        self.askers: list[_Asker] = []
+        self.style, self.say = style, say
+        self._until = time.monotonic() + LONGEST
 
-    def _run(self) -> None:
-        try:
-            for collector in _collectors(self._registry):
-                name = type(collector).__name__
-                self.asking = name
-                try:
-                    for metric in collector.collect():
-                        family = translate(metric, self._style)
-                        if family is not None:
-                            self.families.append(family)
-                        time.sleep(0)  # let the application's threads in
-                except Exception as error:
-                    self._say(name, f"it raised {type(error).__name__}")
-        finally:
-            self.done = True
+    def waits(self) -> bool:
+        """Whether it is worth waiting; where every thread is held up, another one goes on with the rest."""
+        now = time.monotonic()
+        waited = [asker.waited(now) for asker in self.askers if asker.is_alive()]
+        if now >= self._until:
+            return False
+        if self.left and all(seconds >= _ASIDE for seconds in waited):
+            asker = _Asker(self)
+            try:
+                asker.start()
+            except RuntimeError:  # the process has no thread to give
+                return False
+            self.askers.append(asker)
+            return True
+        return any(seconds < PATIENCE for seconds in waited)
+
+    def lives(self) -> bool:
+        """Whether another page may join: in a forked child no thread of the parent lives."""
+        return time.monotonic() < self._until and any(asker.is_alive() for asker in self.askers)
+
+
+class _Asker(threading.Thread):
+    """Asks collectors of a reading, one after the other; ``asking`` is the present one, and since when."""
+
+    def __init__(self, reading: _Reading) -> None:
+        super().__init__(name="uno-prometheus-client", daemon=True)
+        self.asking: tuple[Any, float] | None = None
+        self._reading = reading
+
+    def waited(self, now: float) -> float:
+        """For how many seconds the present collector has not answered."""
+        asking = self.asking
+        return now - asking[1] if asking is not None else 0.0
+
+    def run(self) -> None:
+        reading = self._reading
+        while True:
+            try:
+                collector = reading.left.popleft()
+            except IndexError:  # all are asked
+                return
+            self.asking = (collector, time.monotonic())
+            try:
+                for metric in collector.collect():
+                    family = translate(metric, reading.style)
+                    if family is not None:
+                        reading.families.append(family)
+                    time.sleep(0)  # let the application's threads in
+            except BaseException as error:  # SystemExit, too: it is theirs, and the thread is ours
+                reading.say(collector, f"it raised {type(error).__name__}")
+            finally:
+                self.asking = None
 
 
 class Bridge:
@@ -69,7 +109,10 @@ class Bridge:
 
     def __init__(self, registry: Any = None) -> None:
         self._registry = registry
-        self._jobs: dict[Style, _Job] = {}
+        #: Those under way, shared by pages of one format: there are two dozen of these.
+        self._readings: dict[Style, _Reading] = {}
+        #: Threads whose collector was given up. It is not asked again before it is back.
+        self._hung: set[_Asker] = set()
         self._said: set[str] = set()
 
     def read(self, style: Style) -> Generator[float, None, list[ForeignFamily]]:
@@ -77,40 +120,55 @@ class Bridge:
         registry = self._registry
         if registry is None:
             registry = getattr(sys.modules.get("prometheus_client"), "REGISTRY", None)
-        if registry is None or not _collectors(registry):
+        if registry is None:
             return []
-        job = self._job(registry, style)
-        if job is None:
-            return []
-        yield 0.0
-        pause, until = 0.0005, time.monotonic() + PATIENCE
-        while not job.done and not job.given_up:
-            if time.monotonic() > until:
-                job.given_up = True
-                self._say(job.asking, f"it has not answered within {PATIENCE:g} s")
-                break
+        reading = self._reading(registry, style)
+        pause = 0.0
+        while reading.waits():
             yield pause
-            pause = min(2 * pause, 0.01)
-        if job.done and self._jobs.get(style) is job:
-            self._jobs.pop(style, None)
-        return list(job.families)
+            pause = min(max(2 * pause, 0.0005), 0.01)
+        self._end(reading)
+        return list(reading.families)
 
-    def _job(self, registry: Any, style: Style) -> _Job | None:
-        """The reading under way, or a new one; None while one hangs."""
-        for known, job in list(self._jobs.items()):
-            if job.done or not job.thread.is_alive():  # in a forked child, no thread of the parent lives
-                self._jobs.pop(known, None)
-        present = self._jobs.get(style)
+    def _reading(self, registry: Any, style: Style) -> _Reading:
+        """The one under way, or a new one of all collectors that do not hang."""
+        present = self._readings.get(style)
         if present is not None:
-            return None if present.given_up else present
-        if len(self._jobs) >= _MAX_JOBS or any(job.given_up for job in self._jobs.values()):
-            return None
-        job = _Job(registry, style, self._say)
-        job.thread.start()
-        self._jobs[style] = job
-        return job
+            if present.lives():
+                return present
+            self._end(present)  # nobody did: its reader has gone
+        hung = []
+        for asker in list(self._hung):
+            asking = asker.asking
+            if asking is not None and asker.is_alive():
+                hung.append(asking[0])
+            else:
+                self._hung.discard(asker)
+        asked = [one for one in _collectors(registry) if not any(one is other for other in hung)]
+        reading = self._readings[style] = _Reading(asked, style, self._say)
+        return reading
 
-    def _say(self, name: str, why: str) -> None:
+    def _end(self, reading: _Reading) -> None:
+        """Give up what has not answered yet."""
+        if self._readings.get(reading.style) is reading:
+            del self._readings[reading.style]
+        late = list(reading.left)
+        reading.left.clear()
+        now = time.monotonic()
+        for asker in reading.askers:
+            asking = asker.asking
+            if asking is None or not asker.is_alive():
+                continue
+            self._hung.add(asker)
+            if now - asking[1] >= PATIENCE:
+                self._say(asking[0], f"it has not answered within {PATIENCE:g} s")
+            else:
+                late.append(asking[0])
+        for collector in late:
+            self._say(collector, "the collectors before it took all the time there is")
+
+    def _say(self, collector: Any, why: str) -> None:
+        name = type(collector).__name__
         if name not in self._said and len(self._said) < 100:
             self._said.add(name)
             log.warning("prometheus_client's %s is left out: %s", name, why)
