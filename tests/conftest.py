@@ -8,7 +8,7 @@ CI=true it fails.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
@@ -18,122 +18,66 @@ from tests.upstream import HttpServer, Upstream
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-S = TypeVar("S", bound=servers.Server)
+
+class Recovering(Protocol):
+    """A server, or several that belong together."""
+
+    def recover(self) -> None: ...
+    def close(self) -> None: ...
 
 
-def _run(make: Callable[[], S]) -> Iterator[S]:
-    server = servers.required(make)
-    try:
+def _lent(name: str, make: Callable[[], Recovering], says: str) -> tuple[object, object]:
+    """The fixture ``name``, a server that is brought back after each test, and that of the session, which runs it."""
+
+    @pytest.fixture(scope="session", name=f"_{name}")
+    def running() -> Iterator[Recovering]:
+        server = servers.required(make)
+        try:
+            yield server
+        finally:
+            server.close()
+
+    def lent(request: pytest.FixtureRequest) -> Iterator[Recovering]:
+        server: Recovering = request.getfixturevalue(f"_{name}")
         yield server
-    finally:
-        server.close()
+        server.recover()
+
+    lent.__doc__ = says
+    return running, pytest.fixture(name=name)(lent)
 
 
-def _lend(server: S) -> Iterator[S]:
-    yield server
-    server.recover()
-
-
-@pytest.fixture(scope="session")
-def _postgresql() -> Iterator[servers.PostgreSQL]:
-    yield from _run(servers.PostgreSQL)
-
-
-@pytest.fixture
-def postgresql(_postgresql: servers.PostgreSQL) -> Iterator[servers.PostgreSQL]:
-    """A PostgreSQL server; ``url`` begins with ``postgresql://`` and carries a password."""
-    yield from _lend(_postgresql)
-
-
-@pytest.fixture(scope="session")
-def _mariadb() -> Iterator[servers.MariaDB]:
-    yield from _run(servers.MariaDB)
-
-
-@pytest.fixture
-def mariadb(_mariadb: servers.MariaDB) -> Iterator[servers.MariaDB]:
-    """A MariaDB server with the database ``shop``; ``url`` carries a password."""
-    yield from _lend(_mariadb)
-
-
-@pytest.fixture(scope="session")
-def _mongodb() -> Iterator[servers.MongoDB]:
-    yield from _run(servers.MongoDB)
-
-
-@pytest.fixture
-def mongodb(_mongodb: servers.MongoDB) -> Iterator[servers.MongoDB]:
-    """A server that speaks MongoDB's protocol; ``url`` carries a password."""
-    yield from _lend(_mongodb)
-
-
-@pytest.fixture(scope="session")
-def _redis_server() -> Iterator[servers.Redis]:
-    yield from _run(servers.Redis)
-
-
-@pytest.fixture
-def redis_server(_redis_server: servers.Redis) -> Iterator[servers.Redis]:
-    """A Redis server without a password."""
-    yield from _lend(_redis_server)
-
-
-@pytest.fixture(scope="session")
-def _redis_with_password() -> Iterator[servers.Redis]:
-    yield from _run(lambda: servers.Redis(password=servers.PASSWORD))
-
-
-@pytest.fixture
-def redis_with_password(_redis_with_password: servers.Redis) -> Iterator[servers.Redis]:
-    """A Redis server that asks for a password, which ``url`` carries."""
-    yield from _lend(_redis_with_password)
-
-
-@pytest.fixture(scope="session")
-def _redis_cluster() -> Iterator[servers.RedisCluster]:
-    cluster = servers.required(servers.RedisCluster)
-    yield cluster
-    cluster.close()
-
-
-@pytest.fixture
-def redis_cluster(_redis_cluster: servers.RedisCluster) -> Iterator[servers.RedisCluster]:
-    """Three Redis servers that share the keys."""
-    yield _redis_cluster
-    _redis_cluster.recover()
-
-
-@pytest.fixture(scope="session")
-def _rabbitmq() -> Iterator[servers.RabbitMQ]:
-    yield from _run(servers.RabbitMQ)
-
-
-@pytest.fixture
-def rabbitmq(_rabbitmq: servers.RabbitMQ) -> Iterator[servers.RabbitMQ]:
-    """A RabbitMQ server; ``url`` carries a password. Its first start takes some 5 s."""
-    yield from _lend(_rabbitmq)
-
-
-@pytest.fixture(scope="session")
-def _nats_server() -> Iterator[servers.NATS]:
-    yield from _run(servers.NATS)
-
-
-@pytest.fixture
-def nats_server(_nats_server: servers.NATS) -> Iterator[servers.NATS]:
-    """A NATS server with JetStream; ``url`` carries a password."""
-    yield from _lend(_nats_server)
-
-
-@pytest.fixture(scope="session")
-def _mosquitto() -> Iterator[servers.Mosquitto]:
-    yield from _run(servers.Mosquitto)
-
-
-@pytest.fixture
-def mosquitto(_mosquitto: servers.Mosquitto) -> Iterator[servers.Mosquitto]:
-    """An MQTT broker that asks for a password."""
-    yield from _lend(_mosquitto)
+_postgresql, postgresql = _lent(
+    "postgresql",
+    servers.PostgreSQL,
+    "A PostgreSQL server; ``url`` begins with ``postgresql://`` and carries a password.",
+)
+_mariadb, mariadb = _lent(
+    "mariadb", servers.MariaDB, "A MariaDB server with the database ``shop``; ``url`` carries a password."
+)
+_mongodb, mongodb = _lent(
+    "mongodb", servers.MongoDB, "A server that speaks MongoDB's protocol; ``url`` carries a password."
+)
+_redis_server, redis_server = _lent("redis_server", servers.Redis, "A Redis server without a password.")
+_redis_with_password, redis_with_password = _lent(
+    "redis_with_password",
+    lambda: servers.Redis(password=servers.PASSWORD),
+    "A Redis server that asks for a password, which ``url`` carries.",
+)
+_redis_cluster, redis_cluster = _lent(
+    "redis_cluster", servers.RedisCluster, "Three Redis servers that share the keys."
+)
+_rabbitmq, rabbitmq = _lent(
+    "rabbitmq",
+    servers.RabbitMQ,
+    "A RabbitMQ server; ``url`` carries a password. Its first start takes some 5 s.",
+)
+_nats_server, nats_server = _lent(
+    "nats_server", servers.NATS, "A NATS server with JetStream; ``url`` carries a password."
+)
+_mosquitto, mosquitto = _lent("mosquitto", servers.Mosquitto, "An MQTT broker that asks for a password.")
+_http_server, http_server = _lent(
+    "http_server", HttpServer, "An HTTP server in a process of its own, to be frozen and killed."
+)
 
 
 @pytest.fixture
@@ -143,17 +87,6 @@ def upstream() -> Iterator[str]:
     server = Upstream()
     yield server.url
     server.close()
-
-
-@pytest.fixture(scope="session")
-def _http_server() -> Iterator[HttpServer]:
-    yield from _run(HttpServer)
-
-
-@pytest.fixture
-def http_server(_http_server: HttpServer) -> Iterator[HttpServer]:
-    """An HTTP server in a process of its own, to be frozen and killed."""
-    yield from _lend(_http_server)
 
 
 @pytest.fixture
