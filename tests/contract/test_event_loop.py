@@ -192,3 +192,20 @@ def test_after_detach_the_loop_beats_no_more() -> None:
         target.stop()
 
     asyncio.run(work())
+
+
+def test_a_garbage_collection_that_blocks_is_called_so(application: Loop, monitor: ResourceMonitor) -> None:
+    def slow(phase: str, _: dict[str, int]) -> None:
+        if phase == "stop" and threading.get_ident() == application.thread.ident:
+            time.sleep(0.5)
+
+    gc.callbacks.append(slow)
+    try:
+        application.do(gc.collect)
+        wait_until(
+            lambda: "(garbage collection)" in explanation(monitor) or "at garbage" in explanation(monitor),
+            5,
+            "it",
+        )
+    finally:
+        gc.callbacks.remove(slow)

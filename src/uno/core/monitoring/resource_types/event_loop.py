@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
 import weakref
@@ -204,8 +205,13 @@ class EventLoopMonitor(ResourceTypeMonitor):
 def _describe(places: Counter[tuple[Site | None, Site | None]]) -> str:
     """Where a loop was seen most often, and what was called there."""
     seen: Counter[str] = Counter()
+    # A thread that collects garbage lets others run only in the callbacks, so there it is seen.
+    collecting = {getattr(callback, "__code__", None) for callback in list(gc.callbacks)}
     for (site, innermost), times in list(places.items()):
         if innermost is None:
+            continue
+        if innermost[0] in collecting:
+            seen[describe_site(site) + " (garbage collection)" if site else "garbage collection"] += times
             continue
         if site is None:  # library code that nothing of the application called
             seen[describe_site(innermost)] += times
