@@ -1,4 +1,5 @@
 BIN := .venv/bin
+PROCESSES ?= 3
 
 .PHONY: help demo test matrix check bench format frontend docs screenshot lock clean
 
@@ -14,7 +15,8 @@ test: ## check everything and run all tests; installs what they need
 	@scripts/servers.sh
 	@$(MAKE) --no-print-directory check
 # Servers are frozen and killed, times compared, on whatever machine this is: a failure is tried again, and told.
-	@$(BIN)/python -m pytest --reruns 2 --reruns-delay 1
+# Most of their time they wait for servers: three processes take a third of it.
+	@$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --reruns 2 --reruns-delay 1
 
 matrix: ## run contract tests with old and new versions of libraries, each in an environment of its own (ONLY=name)
 	@scripts/venv.sh test,dev

@@ -61,7 +61,11 @@ class Site:
                 stdout=log,
                 stderr=log,
             )
-        until(lambda: process.poll() is not None or self.ticks(token) > 0, 20, "the application's start")
+        try:
+            until(lambda: process.poll() is not None or self.ticks(token) > 0, 60, "the application's start")
+        except BaseException:
+            self.kill()
+            raise
         if process.poll() is not None:
             pytest.fail(f"the application did not start: {self._log.read_text()[-2_000:]}")
 

@@ -228,7 +228,7 @@ def test_a_failed_collection_blanks_what_it_read_and_nothing_else() -> None:
         (DEPTH, [1]),
         (DEPTH, 10**400),
     ],
-    ids=repr,
+    ids=["negative", "inf", "wait-inf", "text", "object", "list", "huge"],
 )
 def test_a_bad_number_is_refused_where_it_is_given(spec, wrong) -> None:
     batch = Batch("db")
