@@ -7,6 +7,7 @@ CI=true it fails.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,9 +15,27 @@ import pytest
 
 from tests import servers
 from tests.upstream import HttpServer, Upstream
+from uno.core.monitoring.resources import ResourceMonitor
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+
+@pytest.fixture(autouse=True)
+def _none_stays() -> Iterator[None]:
+    """A monitor that a failing test has left running is stopped: its hooks would fail all tests after it."""
+    made: weakref.WeakSet[ResourceMonitor] = weakref.WeakSet()
+    original = ResourceMonitor.__init__
+
+    def init(self: ResourceMonitor, *args, **options) -> None:
+        original(self, *args, **options)
+        made.add(self)
+
+    ResourceMonitor.__init__ = init  # type: ignore[method-assign]
+    yield
+    ResourceMonitor.__init__ = original  # type: ignore[method-assign]
+    for monitor in list(made):
+        monitor.stop()
 
 
 class Recovering(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401 - to be hooked
 import gc
 import os
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 from tests.servers import free_port
 from uno.core.monitoring.resources import ResourceMonitor
 from uno.core.resources import ResourceManager
+from uno.testing import hooked
 
 
 def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
@@ -54,6 +56,31 @@ def test_start_and_stop_may_be_repeated_from_any_thread() -> None:
         thread.join()
     assert not monitor.running
     monitor.stop()
+
+
+def test_a_tick_that_outlives_stop_puts_no_hook_back() -> None:
+    monitor = ResourceMonitor(interval=0.05)
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        if threading.current_thread() is by_hand:
+            held.set()
+            release.wait(30)
+
+    by_hand = threading.Thread(target=monitor.tick)
+    monitor.subscribe(hold)
+    monitor.start()
+    assert hooked("concurrent.futures.thread") != []
+    clock = next(thread for thread in threading.enumerate() if thread.name == "uno-monitor")
+    by_hand.start()
+    assert held.wait(10)
+    time.sleep(0.3)  # the clock's own tick has begun and waits for the one by hand
+    monitor.stop()
+    release.set()
+    by_hand.join()
+    clock.join(10)
+    assert not clock.is_alive()
+    assert hooked("concurrent.futures.thread") == []
 
 
 def test_five_hundred_cycles_leave_nothing() -> None:

@@ -600,6 +600,8 @@ class ResourceMonitor:
     def tick(self) -> None:
         """Read every resource and freeze all series at one time. The monitor's thread does it; tests may."""
         with self._tick_lock:
+            if self._sampler.stopped_here():
+                return
             began, cpu = time.perf_counter(), time.thread_time()
             self._install_hooks({resource.driver for resource in self.manager})
             self._discover_new()
@@ -650,7 +652,8 @@ class ResourceMonitor:
 
     def _install_hooks(self, in_use: Container[object] = ()) -> None:
         with self._lock:
-            self.hooks.install(in_use)
+            if not self._sampler.stopped_here():  # stop() has taken them off
+                self.hooks.install(in_use)
 
     def _discover_new(self) -> None:
         self.manager.sweep()

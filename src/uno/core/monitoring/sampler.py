@@ -87,6 +87,7 @@ class Sampler:
         self._tick = tick
         self._workers = workers
         self._own = OwnLoop()
+        self._here = threading.local()
         self._reset()
 
     def _reset(self) -> None:
@@ -147,7 +148,13 @@ class Sampler:
                     self._stop = threading.Event()  # a tick by hand waits for its jobs again
         self._own.close()
 
+    def stopped_here(self) -> bool:
+        """Whether this thread is a clock that was stopped and not waited for to the end."""
+        stop: threading.Event | None = getattr(self._here, "stop", None)
+        return stop is not None and stop.is_set()
+
     def _main(self, stop: threading.Event) -> None:
+        self._here.stop = stop
         due = time.monotonic()
         while not stop.is_set():
             try:
