@@ -163,7 +163,7 @@ def count_points(post: Post) -> int:
     return sum(len(getattr(m, m.WhichOneof("data")).data_points) for m in post.metrics)
 
 
-def until(condition: Callable[[], object], seconds: float = 15.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 30) -> None:
     """Wait until it is so."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -26,7 +26,7 @@ BEARER = {"authorization": f"Bearer {TOKEN}"}
 TYPES = Path(__file__).parents[1] / "frontend" / "src" / "types.ts"
 
 
-def until(condition: Callable[[], object], seconds: float = 10.0, what: str = "the condition") -> None:
+def until(condition: Callable[[], object], seconds: float = 30, what: str = "the condition") -> None:
     """Wait for ``condition``; AssertionError when it does not come."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 10, what: str = "") -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 30, what: str = "") -> None:
     """Call ``condition`` until it is true; TimeoutError after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -46,7 +46,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 10, what: str =
         time.sleep(0.02)
 
 
-async def soon(condition: Callable[[], object], what: str = "", seconds: float = 10) -> None:
+async def soon(condition: Callable[[], object], what: str = "", seconds: float = 30) -> None:
     """As ``wait_until``, for tests whose event loop has to go on."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.server
 DEPTH, CONSUMERS, UP = "queue_depth", "consumers", "messaging.client.connection.up"
 
 
-async def soon(condition: Callable[[], object], what: str = "", seconds: float = 10) -> None:
+async def soon(condition: Callable[[], object], what: str = "", seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, what

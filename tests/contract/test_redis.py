@@ -31,7 +31,7 @@ IDLE, USED = {"db.client.connection.state": "idle"}, {"db.client.connection.stat
 QUICK: dict[str, Any] = {"retry": None}
 
 
-def soon(condition: Callable[[], object], what: str = "", seconds: float = 10) -> None:
+def soon(condition: Callable[[], object], what: str = "", seconds: float = 30) -> None:
     servers.wait_until(condition, seconds, what)
 
 

@@ -55,7 +55,7 @@ class Demo:
                 start_new_session=True,
             )
         try:
-            wait_until(lambda: "Incidents  http" in self.output(), 20, "the demo's page")
+            wait_until(lambda: "Incidents  http" in self.output(), 60, "the demo's page")
         except TimeoutError as error:
             self.kill()
             raise RuntimeError(f"{error}\n{self.output()}") from None
@@ -132,7 +132,7 @@ def test_incident_is_seen_explained_and_over(
     demo: Demo, incident: str, resource: str, metric: str, cause: str
 ) -> None:
     cause = cause.replace("{faults}", r"uno/demo/faults\.py:\d+")
-    wait_until(lambda: not demo.alerts(), 20, "calm before the incident")
+    wait_until(lambda: not demo.alerts(), 60, "calm before the incident")
 
     def explained() -> bool:
         return any(
@@ -149,7 +149,7 @@ def test_incident_is_seen_explained_and_over(
         demo.ask(f"/incidents/{incident}", "DELETE")
     wait_until(lambda: not demo.alerts(), 20, f"the end of {incident}")
     wait_until(
-        lambda: demo.ask(f"{API}/snapshot")["verdict"]["level"] == "ok", 20, "the verdict that all is well"
+        lambda: demo.ask(f"{API}/snapshot")["verdict"]["level"] == "ok", 60, "the verdict that all is well"
     )
 
 
@@ -242,10 +242,10 @@ def test_keys_start_incidents_and_quit(tmp_path: Path) -> None:
     try:
         os.write(keyboard, b"1x")
         wait_until(
-            lambda: running.ask("/incidents")["incidents"][0]["remaining"] > 0, 20, "the first incident"
+            lambda: running.ask("/incidents")["incidents"][0]["remaining"] > 0, 60, "the first incident"
         )
         os.write(keyboard, b"1")
-        wait_until(lambda: running.ask("/incidents")["incidents"][0]["remaining"] == 0, 20, "its end")
+        wait_until(lambda: running.ask("/incidents")["incidents"][0]["remaining"] == 0, 60, "its end")
         assert re.findall(r"Connection leak: (\w+)", running.output()) == ["started", "stopped"]
         assert running.end(lambda: os.write(keyboard, b"q"))[0] == 0
         assert termios.tcgetattr(terminal) == before

@@ -37,7 +37,7 @@ from uno.core.monitoring.resources import ResourceMonitor
 from uno.core.resources import ResourceManager
 
 
-def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "not within the time"

@@ -45,7 +45,7 @@ def use(engine: sqlalchemy.Engine, times: int = 3) -> None:
             connection.execute(text("select 1"))
 
 
-def until(condition: Any, seconds: float = 10.0) -> None:
+def until(condition: Any, seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "not within the time"

@@ -32,7 +32,7 @@ WARNING, CRITICAL = AlertLevel.WARNING, AlertLevel.CRITICAL
 FULL = {"uno.resource.utilization": CRITICAL}
 
 
-def until(condition, timeout: float = 5.0):
+def until(condition, timeout: float = 30):
     """Poll for a condition with a deadline."""
     end = time.monotonic() + timeout
     while not condition():

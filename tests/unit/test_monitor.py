@@ -67,7 +67,7 @@ def engine(tmp_path: Path) -> Iterator[sqlalchemy.Engine]:
     engine.dispose()
 
 
-def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "not within the time"
