@@ -200,6 +200,45 @@ def test_one_who_leaves_hands_over(team: Callable[..., Worker], tmp_path: Path) 
     assert (found["paid"], found["wait_count"], found['orders{kind="b"}']) == (1, 1, 2)
 
 
+#: Counts before every line of what a leaving worker does, and looks as the others do.
+LEAVE = """
+from uno.core.monitoring.series import SeriesStore
+from uno.core.monitoring.workers import fold, member, merge
+said, totals, times = [], [], {}
+directory = os.dup(monitor.sharing._member._directory)
+seen = merge.MergedStore(directory, ("none", -1), SeriesStore(), lambda *words: said.append(words))
+def trace(frame, event, arg):
+    if frame.f_code.co_filename not in (member.__file__, fold.__file__):
+        return None
+    at = frame.f_code, frame.f_lineno
+    times[at] = times.get(at, 0) + 1
+    if event == "line" and times[at] == 1:
+        sys.settrace(None)
+        inc()
+        shown = seen.tick(1.0)
+        totals.append(shown.values[seen.select("shop", "paid")[0].column])
+        sys.settrace(trace)
+    return trace
+sys.settrace(trace)
+monitor.stop()
+sys.settrace(None)
+"""
+
+
+def test_no_total_falls_while_a_worker_leaves_that_goes_on_counting(team: Callable[..., Worker]) -> None:
+    one, two = team(), team()
+    one.do("inc()")
+    two.do("inc()")
+    two.do(f"exec({LEAVE!r})")
+    totals, said = two.do("totals"), two.do("said")
+    assert isinstance(totals, list)
+    assert said == []
+    assert len(totals) > 50
+    assert totals == sorted(totals)
+    assert totals[-1] > 10  # what it counted up to then is kept
+    assert one.scrape()["paid"] == totals[-1]
+
+
 def test_a_crash_while_the_dead_are_folded_neither_loses_nor_doubles(
     team: Callable[..., Worker], tmp_path: Path
 ) -> None:
@@ -380,6 +419,30 @@ def test_who_finds_the_others_busy_shows_nothing_until_it_has_joined(
     os.close(lock)
     two.do("monitor.tick()")
     assert two.scrape()["paid"] == one.scrape()["paid"] == 7
+
+
+def test_who_has_no_file_descriptors_left_shows_nothing_rather_than_less(
+    team: Callable[..., Worker], tmp_path: Path
+) -> None:
+    one, two = team(), team()
+    two.do("inc(5)")
+    two.kill()
+    one.do("monitor.tick()")
+    three, four = team(), team()
+    for worker in (three, four):
+        worker.do("inc(2)")
+    limit = "[__import__('resource').setrlimit(7, ({}, 4096))] and None"
+    one.do(limit.format(3))  # neither three's file can be opened nor four's
+    four.kill()
+    assert "paid" not in one.scrape()  # 5 would be a fall
+    one.do("monitor.tick()")
+    assert "paid" not in one.scrape()
+    one.do(limit.format(4096))
+    one.do("monitor.tick()")
+    assert one.scrape()["paid"] == three.scrape()["paid"] == 9
+    assert shards(tmp_path) == ["0.shard", "1.shard", "dead.shard"]
+    one.leave()
+    assert "cannot be read: Too many open files" in one.said
 
 
 def test_a_shard_that_is_taken_away_is_made_anew(team: Callable[..., Worker], tmp_path: Path) -> None:

@@ -473,3 +473,48 @@ def test_processes_of_multiprocessing(tmp_path: Path, method: str) -> None:
     assert float(count) in (3, 4)  # the observation of the killed one is a tick behind its counter
     assert int(second) in (3, 4)
     assert list(runtime.iterdir()) == []
+
+
+COMING = """
+import multiprocessing, os
+from uno.core.monitoring.resources import Counter, ResourceMonitor
+monitor = ResourceMonitor(interval=3600)
+monitor.manager.register(object(), id="shop")
+done = monitor.add_metric("shop", Counter("done"))
+
+def work(amount, before, after):
+    before.wait()
+    monitor.start()
+    done.inc(amount)
+    monitor.tick()
+    view = monitor.view
+    print(view.value(view.select("shop", "done")[0], "total"), flush=True)
+    monitor.stop()
+    after.set()
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    events = [context.Event() for _ in range(3)]
+    children = [context.Process(target=work, args=(5 - n, *events[n : n + 2])) for n in range(2)]
+    for child in children: child.start()
+    events[0].set()
+    for child in children: child.join()
+"""
+
+
+def test_the_last_to_leave_keeps_the_totals_for_a_worker_that_starts(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(COMING)
+    runtime = tmp_path / "run"
+    runtime.mkdir()
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(runtime)}
+    done = subprocess.run(
+        [sys.executable, "program.py"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=True,
+    )
+    assert done.stdout.split() == ["5.0", "9.0"], done.stderr
+    assert list(runtime.iterdir()) == []  # for nobody else comes
