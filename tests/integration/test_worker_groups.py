@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import pytest
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="record locks are POSIX")
 
 PROGRAM = """
-import json, logging, os, sys
+import json, logging, os, sys, time
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
 from uno.core.monitoring.integration import setup_prometheus_exporter
 from uno.core.monitoring.resources import Counter, Gauge, Histogram, ResourceMonitor
@@ -488,6 +489,75 @@ def test_reports_and_history_are_of_all(team: Callable[..., Worker]) -> None:
         "[[r.metric, r.count, r.max] for r in monitor.generate_report(resource_id='shop').rows if r.metric == 'wait']"
     )
     assert rows == [["wait", 31, 1.5]]
+
+
+TASKS = PROGRAM.replace(
+    "exporter =",
+    """
+from celery import Celery
+app = Celery("shop", broker=os.environ["BROKER"], set_as_current=False)
+app.conf.task_default_queue = os.environ["QUEUE"]
+monitor.manager.register(app, id="tasks")
+exporter =""",
+)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("broker", ["redis_with_password", "rabbitmq"])
+def test_what_two_workers_read_of_one_server_is_not_added_up(
+    tmp_path: Path, broker: str, request: pytest.FixtureRequest
+) -> None:
+    url = request.getfixturevalue(broker).url
+    workers = [Worker(tmp_path, TASKS, BROKER=url, QUEUE=f"orders-{os.getpid()}") for _ in range(2)]
+    try:
+        for n, worker in enumerate(workers, 1):
+            worker.do(f"[str(app.send_task('work')) for _ in range({n})]")
+        waiting = 'task_queue_size{resource="tasks",state="waiting"}'
+        enqueued = 'task_queue_enqueued_total{resource="tasks"}'
+        found: dict[str, float] = {}
+        end = time.monotonic() + 60
+        while (found.get(waiting), found.get(enqueued)) != (3, 3):
+            assert time.monotonic() < end, found
+            for worker in workers:
+                worker.do("monitor.tick()")
+            found = workers[0].scrape()
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+def test_a_total_of_the_machine_is_not_added_up_and_never_falls(
+    team: Callable[..., Worker], tmp_path: Path
+) -> None:
+    """Counters that all workers read from one place: the disks', the container's."""
+    one, two = team(), team()
+    shown = "system_disk_io_bytes_total"
+    for worker in (one, two, one):
+        worker.do("monitor.tick()")
+    pages = [one.scrape(), two.scrape()]
+    lines = [name for name in pages[0] if name.startswith((shown, "system_pressure", "container_cpu"))]
+    if not lines:
+        pytest.skip("this system tells nothing of its disks")
+    own = one.do("[r.stats['total'] for r in monitor.series('host', 'system.disk.io')]")
+    assert isinstance(own, list)
+    disks = [value for name, value in pages[0].items() if name.startswith(shown)]
+    assert sorted(disks) == sorted(own)
+    two.kill()
+    one.do("monitor.tick()")
+    after = one.scrape()
+    assert all(after[name] >= pages[0][name] for name in lines)
+
+
+def test_a_metric_of_yours_that_is_fed_becomes_one_as_what_feeds_it(team: Callable[..., Worker]) -> None:
+    one, two = team(), team()
+    for n, worker in enumerate((one, two), 1):
+        worker.do("exec('from concurrent.futures import ThreadPoolExecutor\\npool = ThreadPoolExecutor(4)')")
+        worker.do("[monitor.manager.register(pool, id='pool', type='thread_pool')] and None")
+        worker.do("[monitor.add_metric('pool', Gauge('utilization', labels=['pool_id']))] and None")
+        worker.do(f"[pool.submit(time.sleep, 60) for _ in range({n})] and None")
+    for worker in (one, two, one):
+        worker.do("monitor.tick()")
+    assert one.scrape()['utilization{resource="pool",pool_id="pool"}'] == 0.5
 
 
 def test_workers_stand_alone_when_told_so(tmp_path: Path) -> None:

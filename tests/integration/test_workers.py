@@ -329,11 +329,11 @@ def test_totals_are_exact_while_workers_are_killed_at_random(
 ) -> None:
     service = serve(command)
     service.ready()
-    service.until(lambda: service.workers() == 4)
+    service.until(lambda: service.workers() == 4, 120)
     siege = Siege(service, KILL_SECONDS)
     siege.run()
-    service.until(lambda: service.workers() == 4, 60)
-    service.until(lambda: len(service.files()) <= 5)
+    service.until(lambda: service.workers() == 4, 120)
+    service.until(lambda: len(service.files()) <= 5, 60)
     log = service.log.read_bytes()
     before, after = log.count(b"b"), log.count(b"a")
     service.until(lambda: ORDERS in service.page()[1])  # of another than one that has just started

@@ -146,7 +146,10 @@ class _Total:
             native = decode_native(numbers[1 + shape.classic :])
             if native is not None:
                 self.native = native if self.native is None else native_merge(self.native, native)
-        self.parts.append(numbers[0])
+        if self.definition.merge == "max":  # a total of the machine's, which all workers read
+            self.parts = [max([numbers[0], *self.parts])]
+        else:
+            self.parts.append(numbers[0])
         self.counts = [a + b for a, b in zip(self.counts, numbers[1 : 1 + shape.classic], strict=True)]
         if state != GONE:
             self.state = KNOWN

@@ -429,7 +429,8 @@ class Member:
 def restart(store: SeriesStore) -> None:
     """Start all series of a store anew, see cells.start_anew."""
     for series in store.all():
-        start_anew(series.cell)
+        if merge_of(series.metric) != "max":  # a total of the machine's is nobody's own
+            start_anew(series.cell)
 
 
 def _write_histogram(place: Place, distribution: Distribution) -> None:

@@ -43,7 +43,8 @@ log = logging.getLogger("uno.workers")
 
 MAX_MERGED = 200_000
 WORKER = "worker"
-_MODES = ("counter", "sum", "max", "min")
+#: How series become one; "machine" is a counter of which all workers read the same total.
+_MODES = ("counter", "machine", "sum", "max", "min")
 _TRIES = 20
 #: How often and how long a reader waits for the monitor's thread. More than once: the process may have been stopped.
 REFRESH_TRIES, REFRESH_SECONDS = 4, 0.25
@@ -342,7 +343,9 @@ class MergedStore(SeriesStore):
             spec = spec._replace(labels=(*spec.labels, WORKER))
             labels = (*labels, str(number))
         key = (definition.resource, spec.name, spec.labels, labels)
-        mode = "histogram" if kind == "histogram" else "counter" if kind == "counter" else definition.merge
+        mode = "histogram" if kind == "histogram" else definition.merge
+        if kind == "counter":
+            mode = "machine" if definition.merge == "max" else "counter"
         if mode == WORKER:
             mode = "sum"
         entry = self._entries.get(key)
@@ -436,7 +439,7 @@ class MergedStore(SeriesStore):
         highest, lowest = np.full(n, np.nan), np.full(n, np.nan)
         for shard in shards:
             for mode in _MODES:
-                if mode != "counter" and not shard.living:
+                if mode not in ("counter", "machine") and not shard.living:
                     continue
                 for slots, places in _inside(shard, mode, 2):
                     view = shard.view
@@ -447,6 +450,9 @@ class MergedStore(SeriesStore):
                     known[places[current]] = True
                     if mode == "counter":  # of one that nobody can read now, the last total
                         _add_exactly(total, rest, places[number], values[number])
+                        continue
+                    if mode == "machine":
+                        total[places[number]] = np.fmax(total[places[number]], values[number])
                         continue
                     places, values = places[current], values[current]
                     if mode == "sum":
