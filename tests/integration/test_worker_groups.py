@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import pytest
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="record locks are POSIX")
 
 PROGRAM = """
-import json, logging, os, sys
+import json, logging, os, sys, time
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
 from uno.core.monitoring.integration import setup_prometheus_exporter
 from uno.core.monitoring.resources import Counter, Gauge, Histogram, ResourceMonitor
@@ -198,6 +199,45 @@ def test_one_who_leaves_hands_over(team: Callable[..., Worker], tmp_path: Path) 
     assert shards(tmp_path) == ["0.shard", "dead.shard"]
     found = one.scrape()
     assert (found["paid"], found["wait_count"], found['orders{kind="b"}']) == (1, 1, 2)
+
+
+#: Counts before every line of what a leaving worker does, and looks as the others do.
+LEAVE = """
+from uno.core.monitoring.series import SeriesStore
+from uno.core.monitoring.workers import fold, member, merge
+said, totals, times = [], [], {}
+directory = os.dup(monitor.sharing._member._directory)
+seen = merge.MergedStore(directory, ("none", -1), SeriesStore(), lambda *words: said.append(words))
+def trace(frame, event, arg):
+    if frame.f_code.co_filename not in (member.__file__, fold.__file__):
+        return None
+    at = frame.f_code, frame.f_lineno
+    times[at] = times.get(at, 0) + 1
+    if event == "line" and times[at] == 1:
+        sys.settrace(None)
+        inc()
+        shown = seen.tick(1.0)
+        totals.append(shown.values[seen.select("shop", "paid")[0].column])
+        sys.settrace(trace)
+    return trace
+sys.settrace(trace)
+monitor.stop()
+sys.settrace(None)
+"""
+
+
+def test_no_total_falls_while_a_worker_leaves_that_goes_on_counting(team: Callable[..., Worker]) -> None:
+    one, two = team(), team()
+    one.do("inc()")
+    two.do("inc()")
+    two.do(f"exec({LEAVE!r})")
+    totals, said = two.do("totals"), two.do("said")
+    assert isinstance(totals, list)
+    assert said == []
+    assert len(totals) > 50
+    assert totals == sorted(totals)
+    assert totals[-1] > 10  # what it counted up to then is kept
+    assert one.scrape()["paid"] == totals[-1]
 
 
 def test_a_crash_while_the_dead_are_folded_neither_loses_nor_doubles(
@@ -382,6 +422,30 @@ def test_who_finds_the_others_busy_shows_nothing_until_it_has_joined(
     assert two.scrape()["paid"] == one.scrape()["paid"] == 7
 
 
+def test_who_has_no_file_descriptors_left_shows_nothing_rather_than_less(
+    team: Callable[..., Worker], tmp_path: Path
+) -> None:
+    one, two = team(), team()
+    two.do("inc(5)")
+    two.kill()
+    one.do("monitor.tick()")
+    three, four = team(), team()
+    for worker in (three, four):
+        worker.do("inc(2)")
+    limit = "[__import__('resource').setrlimit(7, ({}, 4096))] and None"
+    one.do(limit.format(3))  # neither three's file can be opened nor four's
+    four.kill()
+    assert "paid" not in one.scrape()  # 5 would be a fall
+    one.do("monitor.tick()")
+    assert "paid" not in one.scrape()
+    one.do(limit.format(4096))
+    one.do("monitor.tick()")
+    assert one.scrape()["paid"] == three.scrape()["paid"] == 9
+    assert shards(tmp_path) == ["0.shard", "1.shard", "dead.shard"]
+    one.leave()
+    assert "cannot be read: Too many open files" in one.said
+
+
 def test_a_shard_that_is_taken_away_is_made_anew(team: Callable[..., Worker], tmp_path: Path) -> None:
     one, two = team(), team()
     one.do("inc()")
@@ -425,6 +489,75 @@ def test_reports_and_history_are_of_all(team: Callable[..., Worker]) -> None:
         "[[r.metric, r.count, r.max] for r in monitor.generate_report(resource_id='shop').rows if r.metric == 'wait']"
     )
     assert rows == [["wait", 31, 1.5]]
+
+
+TASKS = PROGRAM.replace(
+    "exporter =",
+    """
+from celery import Celery
+app = Celery("shop", broker=os.environ["BROKER"], set_as_current=False)
+app.conf.task_default_queue = os.environ["QUEUE"]
+monitor.manager.register(app, id="tasks")
+exporter =""",
+)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("broker", ["redis_with_password", "rabbitmq"])
+def test_what_two_workers_read_of_one_server_is_not_added_up(
+    tmp_path: Path, broker: str, request: pytest.FixtureRequest
+) -> None:
+    url = request.getfixturevalue(broker).url
+    workers = [Worker(tmp_path, TASKS, BROKER=url, QUEUE=f"orders-{os.getpid()}") for _ in range(2)]
+    try:
+        for n, worker in enumerate(workers, 1):
+            worker.do(f"[str(app.send_task('work')) for _ in range({n})]")
+        waiting = 'task_queue_size{resource="tasks",state="waiting"}'
+        enqueued = 'task_queue_enqueued_total{resource="tasks"}'
+        found: dict[str, float] = {}
+        end = time.monotonic() + 60
+        while (found.get(waiting), found.get(enqueued)) != (3, 3):
+            assert time.monotonic() < end, found
+            for worker in workers:
+                worker.do("monitor.tick()")
+            found = workers[0].scrape()
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+def test_a_total_of_the_machine_is_not_added_up_and_never_falls(
+    team: Callable[..., Worker], tmp_path: Path
+) -> None:
+    """Counters that all workers read from one place: the disks', the container's."""
+    one, two = team(), team()
+    shown = "system_disk_io_bytes_total"
+    for worker in (one, two, one):
+        worker.do("monitor.tick()")
+    pages = [one.scrape(), two.scrape()]
+    lines = [name for name in pages[0] if name.startswith((shown, "system_pressure", "container_cpu"))]
+    if not lines:
+        pytest.skip("this system tells nothing of its disks")
+    own = one.do("[r.stats['total'] for r in monitor.series('host', 'system.disk.io')]")
+    assert isinstance(own, list)
+    disks = [value for name, value in pages[0].items() if name.startswith(shown)]
+    assert sorted(disks) == sorted(own)
+    two.kill()
+    one.do("monitor.tick()")
+    after = one.scrape()
+    assert all(after[name] >= pages[0][name] for name in lines)
+
+
+def test_a_metric_of_yours_that_is_fed_becomes_one_as_what_feeds_it(team: Callable[..., Worker]) -> None:
+    one, two = team(), team()
+    for n, worker in enumerate((one, two), 1):
+        worker.do("exec('from concurrent.futures import ThreadPoolExecutor\\npool = ThreadPoolExecutor(4)')")
+        worker.do("[monitor.manager.register(pool, id='pool', type='thread_pool')] and None")
+        worker.do("[monitor.add_metric('pool', Gauge('utilization', labels=['pool_id']))] and None")
+        worker.do(f"[pool.submit(time.sleep, 60) for _ in range({n})] and None")
+    for worker in (one, two, one):
+        worker.do("monitor.tick()")
+    assert one.scrape()['utilization{resource="pool",pool_id="pool"}'] == 0.5
 
 
 def test_workers_stand_alone_when_told_so(tmp_path: Path) -> None:

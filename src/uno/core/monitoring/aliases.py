@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from uno.core.monitoring.metrics import GaugeCell, HistogramCell, Metric, MetricError
+from uno.core.monitoring.metrics import GaugeCell, HistogramCell, Metric, MetricError, Spec
 from uno.core.monitoring.series import Series, SeriesStore
 from uno.core.resources import Resource
 
@@ -68,7 +68,7 @@ class Aliases:
         for resource, metric, source in list(self._fed.values()):
             for series in self._store.select(resource.id, source):
                 labels = tuple(_fill(label, resource, series) for label in metric.spec.labels)
-                self._store.add(resource.id, metric.spec, labels, _share(metric, series))
+                self._store.add(resource.id, _spec(metric, series), labels, _share(metric, series))
         self._version = self._store.version
 
 
@@ -84,6 +84,14 @@ def _fill(label: str, resource: Resource, series: Series) -> str:
     if label in resource.labels:
         return resource.labels[label]
     return _FILLED[label](resource)
+
+
+def _spec(metric: Metric[Any], series: Series) -> Spec:
+    """The metric's own; over several workers it becomes one number as the standard metric does."""
+    spec = metric.spec
+    if spec.kind != "gauge" or spec.merge != "sum":
+        return spec
+    return spec._replace(merge="max" if series.metric.kind == "histogram" else series.metric.merge)
 
 
 def _share(metric: Metric[Any], series: Series) -> Any:

@@ -226,22 +226,24 @@ _TABLE: tuple[Spec, ...] = (
          "{observation}", ("metric",), "Refused"),
 )  # fmt: skip
 
-#: Gauges that are not added up over the workers of a service: what is worst tells, and what a broker counts is the
-#: same for all who ask it.
+#: Gauges that are not added up over the workers of a service: what a broker counts is the same for all who ask it.
 _MERGED: dict[str, Merge] = {
-    "uno.resource.utilization": "max",
-    "uno.db.client.connection.oldest_use": "max",
-    "uno.http.client.error_ratio": "max",
-    "task_queue.oldest_age": "max",
     "messaging.destination.depth": "max",
     "messaging.consumer.count": "max",
     "messaging.client.connection.up": "min",
-    "process.uptime": "max",
-    "uno.asyncio.loop.blocked": "max",
-    "uno.monitor.tick.duration": "max",
+    "task_queue.worker.count": "max",
+    "uno.hook.off": "max",
 }
 
-STANDARD = {spec.name: spec._replace(merge=_MERGED.get(spec.name, "sum")) for spec in _TABLE}
+
+def _merge(spec: Spec) -> Merge:
+    """How the values of several workers become one: of ages and shares the worst tells, and all have one machine."""
+    if spec.name.startswith(("system.", "container.")) or (spec.kind == "gauge" and spec.unit in ("1", "s")):
+        return "max"
+    return _MERGED.get(spec.name, "sum")
+
+
+STANDARD = {spec.name: spec._replace(merge=_merge(spec)) for spec in _TABLE}
 
 #: Families that say what is, rather than how much: the exposition makes them.
 STATES = ("uno_resource_info", "uno_resource_health", "uno_alert")

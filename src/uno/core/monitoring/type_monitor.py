@@ -110,12 +110,15 @@ class ResourceTypeMonitor:
         """
         raise NotImplementedError(f"{type(self).__name__} does not define collect_metrics(resource)")
 
-    def update_metric(self, name: str, value: Any, labels: Mapping[str, object] | None = None) -> None:
+    def update_metric(
+        self, name: str, value: Any, labels: Mapping[str, object] | None = None, *, at_server: bool = False
+    ) -> None:
         """Give the value of a metric of the resource that is being collected.
 
         A counter takes its total (a fall is a reset), a gauge its value, a histogram one observation; a cell
-        (CounterCell, HistogramCell) is shared as it is. None means unknown. Raises MetricError for unknown
-        names and wrong labels, RuntimeError outside of collect_metrics.
+        (CounterCell, HistogramCell) is shared as it is. None means unknown. ``at_server``: a server's number, the same
+        for all workers of the service that ask for it, hence not added up. Raises MetricError for unknown names and
+        wrong labels, RuntimeError outside of collect_metrics.
         """
         batch = current_batch.get()
         if batch is None:
@@ -129,7 +132,7 @@ class ResourceTypeMonitor:
             if spec.kind == "histogram":
                 return  # a gap; None would be one without observations
             value = None  # nobody counts
-        batch.put(spec, value, labels)
+        batch.put(spec._replace(merge="max") if at_server else spec, value, labels)
 
     # -- what a library's monitor adds -----------------------------------------------------------------
 

@@ -68,11 +68,14 @@ class Figure(NamedTuple):
             return None
         return max(values) if self.largest else sum(values)
 
-    def words(self, frame: Frame | None) -> str:
-        """ "4 of 10" for a share of a limit; "3 waiting, 2 running" where labels tell the parts."""
+    def words(self, frame: Frame | None, *, alone: bool = True) -> str:
+        """ "4 of 10" for a share of a limit, not of several workers (the share is that of the fullest one); "3 waiting,
+        2 running" where labels tell the parts."""
         if frame is None:
             return ""
         if self.metric == UTILIZATION:
+            if not alone:
+                return ""
             use, limit = self.value(frame), self._at(frame, self.limit)
             return "" if use is None or limit is None else f"{round(use * limit):,} of {round(limit):,}"
         if not 2 <= len(self.series) <= 4:
@@ -282,7 +285,7 @@ class Cards:
 
     def _figure(self, figure: Figure, frame: Frame | None) -> dict[str, Any]:
         value = figure.value(frame)
-        text = figure.words(frame)
+        text = figure.words(frame, alone=self.monitor.sharing.count == 1)
         shown = {"metric": figure.metric, "title": figure.title, "value": short(value), "unit": figure.unit}
         return {**shown, "text": text} if text else shown
 

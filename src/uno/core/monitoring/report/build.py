@@ -70,7 +70,7 @@ def build_report(
         notes.append(f"The history begins at {clock_time(_moment(clock.wall(oldest)), start)}.")
     if not all(row.exact for row in rows):
         notes.append("~: five-minute means stand in for samples that are no longer kept.")
-    notes += [f"Sizing: {words}" for words in advice(rows, monitor.interval)]
+    notes += [f"Sizing: {words}" for words in advice(rows, monitor.interval, monitor.sharing.count)]
     current = until > clock.now() - 2 * monitor.interval
     verdict = _verdict(resources, rows, fired, resource_type, current=current)
     return Report(start, end, verdict, rows, fired, notes)

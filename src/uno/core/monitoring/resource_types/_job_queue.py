@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from time import monotonic, time
 from types import CodeType, ModuleType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from uno.core.monitoring.instrumentation import (
@@ -58,7 +58,7 @@ class Look(NamedTuple):
     waiting: Mapping[str, float | None] = {}
     #: tasks that are due later
     scheduled: float | None = None
-    #: tasks that run, in whichever process; None: those of this process are all that can be told
+    #: tasks that run, in whichever process; else those of this process are all that can be told
     running: float | None = None
     #: seconds since the oldest waiting task was sent; 0 when none waits
     oldest: float | None = None
@@ -94,6 +94,8 @@ class JobQueueMonitor(ResourceTypeMonitor):
         "task_queue.task.wait_time",
     )
     thresholds = (("task_queue.task.wait_time", Threshold(30, 300, "Tasks wait long for a worker", for_=5)),)
+    #: whether the server tells how many tasks run, in whichever process
+    runs_at_server: ClassVar[bool] = False
     #: outcomes that are shown even while there was none
     outcomes: tuple[str, ...] = ("succeeded", "failed", "retried")
 
@@ -137,11 +139,12 @@ class JobQueueMonitor(ResourceTypeMonitor):
         asker.start(self, target)
         look = asker.current()
         update, specs = self.update_metric, self.specs
-        update(_SIZE, total(look.waiting), {"state": "waiting"})
-        update(_SIZE, len(stat.holds) if look.running is None else look.running, {"state": "running"})
+        update(_SIZE, total(look.waiting), {"state": "waiting"}, at_server=True)
+        running = len(stat.holds) if look.running is None else look.running
+        update(_SIZE, running, {"state": "running"}, at_server=self.runs_at_server)
         if look.scheduled is not None or stat.extra.get("schedules"):
             stat.extra["schedules"] = True  # once told, a gap is a gap
-            update(_SIZE, look.scheduled, {"state": "scheduled"})
+            update(_SIZE, look.scheduled, {"state": "scheduled"}, at_server=True)
         for name, value in ((_OLDEST, look.oldest), (_WORKERS, look.workers)):
             if name in specs:
                 update(name, value)

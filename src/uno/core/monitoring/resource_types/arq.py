@@ -44,6 +44,7 @@ class ArqMonitor(JobQueueMonitor):
     targets = ("arq.connections.ArqRedis",)
     library = "arq"
     tested = ">=0.26,<0.29"
+    runs_at_server = True
     metrics = JobQueueMonitor.metrics + pick(
         "task_queue.oldest_age", "task_queue.worker.count", "messaging.destination.depth"
     )

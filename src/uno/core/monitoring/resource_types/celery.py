@@ -118,7 +118,8 @@ class CeleryMonitor(ResourceTypeMonitor):
         broker.start(app, stat.extra["since"])
         depths = broker.current()
         known = [ready for ready, _ in depths.values() if ready is not None]
-        update("task_queue.size", sum(known) if len(known) == len(depths) > 0 else None, {"state": "waiting"})
+        waiting = sum(known) if len(known) == len(depths) > 0 else None
+        update("task_queue.size", waiting, {"state": "waiting"}, at_server=True)
         for name, (ready, consumers) in depths.items():
             update(_DEPTHS, ready, {"messaging.destination.name": name})
             if consumers is not None:

@@ -127,8 +127,8 @@ class NATSClient(Asking):
         for key in list(consumers):
             labels = {_STREAM: key[0], _GROUP: key[1]}
             lag, pending = found.get(key, (None, None))
-            update("uno.messaging.consumer.lag", lag, labels)
-            update("uno.messaging.consumer.pending", pending, labels)
+            update("uno.messaging.consumer.lag", lag, labels, at_server=True)
+            update("uno.messaging.consumer.pending", pending, labels, at_server=True)
         if up and consumers:
             self.probe(target).on_loop(self.bound_loop(target))
 

@@ -65,6 +65,7 @@ class ProcrastinateMonitor(JobQueueMonitor):
     targets = ("procrastinate.app.App",)
     library = "procrastinate"
     tested = ">=3.5,<4"
+    runs_at_server = True
     metrics = JobQueueMonitor.metrics + pick(
         "task_queue.oldest_age", "task_queue.worker.count", "messaging.destination.depth"
     )

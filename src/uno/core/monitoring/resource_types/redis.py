@@ -150,8 +150,8 @@ class _Clients(PooledMonitor):
         for key in known:
             labels = {"messaging.destination.name": key[0], "messaging.consumer.group.name": key[1]}
             lag, pending = found.get(key, (None, None))
-            self.update_metric("uno.messaging.consumer.lag", lag, labels)
-            self.update_metric("uno.messaging.consumer.pending", pending, labels)
+            self.update_metric("uno.messaging.consumer.lag", lag, labels, at_server=True)
+            self.update_metric("uno.messaging.consumer.pending", pending, labels, at_server=True)
         if stat.last_ok and self.has_free_slot(pool) and not self.suspect(pool):
             self.begin_question(probe, pool)
 

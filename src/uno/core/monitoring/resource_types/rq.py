@@ -53,6 +53,7 @@ class RQMonitor(JobQueueMonitor):
     targets = ("rq.queue.Queue",)
     library = "rq"
     tested = ">=2.1,<4"
+    runs_at_server = True
     metrics = JobQueueMonitor.metrics + pick("task_queue.oldest_age", "task_queue.worker.count")
 
     def ready(self) -> bool:

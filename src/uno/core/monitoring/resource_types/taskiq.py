@@ -44,6 +44,7 @@ class TaskiqMonitor(JobQueueMonitor):
     targets = ("taskiq.abc.broker.AsyncBroker",)
     library = "taskiq"
     tested = ">=0.11.20,<0.14"
+    runs_at_server = True
     metrics = JobQueueMonitor.metrics + pick("task_queue.oldest_age")
 
     def ready(self) -> bool:

@@ -31,6 +31,8 @@ from uno.core.monitoring.workers.shard import (
 )
 
 DEAD = "dead.shard"
+#: How many of the dead are named at most.
+MAX_NAMED = 64
 _NEW = ".dead-new"
 
 
@@ -92,11 +94,12 @@ def spec_record(number: int, spec: Spec, merge: str, shape: Shape) -> list[Any]:
 
 
 class Index:
-    """Understands the records of one shard."""
+    """Understands the records of one shard. Of the dead's: whom it holds, and which processes left by themselves."""
 
     def __init__(self) -> None:
         self._specs: dict[int, tuple[Spec, str, Shape]] = {}
-        self.folded: frozenset[str] = frozenset()
+        self.folded: tuple[str, ...] = ()
+        self.left: tuple[int, ...] = ()
         self.sum: int | None = None
 
     def read(self, record: Any) -> Definition | None:
@@ -118,7 +121,8 @@ class Index:
                     str(resource), spec, tuple(map(str, labels)), slot, float(created), merge, shape
                 )
             elif record[0] == "f":
-                self.folded, self.sum = frozenset(map(str, record[1])), int(record[2])
+                _, folded, sum, left = record
+                self.folded, self.sum, self.left = tuple(map(str, folded)), int(sum), tuple(map(int, left))
         except (TypeError, KeyError, IndexError, ValueError, OverflowError) as error:
             raise ValueError(f"a record makes no sense ({type(error).__name__})") from None
         return None
@@ -142,7 +146,10 @@ class _Total:
             native = decode_native(numbers[1 + shape.classic :])
             if native is not None:
                 self.native = native if self.native is None else native_merge(self.native, native)
-        self.parts.append(numbers[0])
+        if self.definition.merge == "max":  # a total of the machine's, which all workers read
+            self.parts = [max([numbers[0], *self.parts])]
+        else:
+            self.parts.append(numbers[0])
         self.counts = [a + b for a, b in zip(self.counts, numbers[1 : 1 + shape.classic], strict=True)]
         if state != GONE:
             self.state = KNOWN
@@ -175,21 +182,22 @@ def checksum(numbers: Iterable[float]) -> int:
     return zlib.crc32(array("d", numbers).tobytes())
 
 
-def fold(directory: int, dead: ShardReader | None, gone: list[tuple[str, ShardReader]]) -> list[str]:
+def fold(
+    directory: int, dead: ShardReader | None, gone: list[tuple[str, ShardReader]], leaver: int = 0
+) -> list[str]:
     """Add up ``dead`` (what was folded before) and the shards of the dead, and remove these. Whoever calls it holds
-    the group's lock. Returns what could not be read; OSError, with nothing changed, when the disk is full."""
+    the group's lock; ``leaver`` is a process that lives but shares no more. Returns what could not be read; OSError,
+    with nothing changed, when the disk is full."""
     totals: dict[tuple[Any, ...], _Total] = {}
     problems: list[str] = []
-    already: frozenset[str] = frozenset()
-    if dead is not None:
-        index = _add(totals, dead, problems)
-        already = index.folded
-    folded = []
+    before = Index() if dead is None else _add(totals, dead, problems)
+    # Those of before stay named for long: a crash, or an error, may have come before the removal.
+    folded, left = list(before.folded[-MAX_NAMED:]), [*before.left[-MAX_NAMED:], leaver]
     for name, reader in gone:
         id = reader.header.id.hex()
-        folded.append(id)
-        if id in already:  # a crash came before the removal
+        if id in before.folded:
             continue
+        folded.append(id)
         _add(totals, reader, problems)
         if reader.problem:
             problems.append(f"{name}: {reader.problem}; what came before that was kept")
@@ -198,7 +206,7 @@ def fold(directory: int, dead: ShardReader | None, gone: list[tuple[str, ShardRe
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(_NEW, flags, 0o600, dir_fd=directory)
     try:
-        _write(fd, totals.values(), folded)
+        _write(fd, totals.values(), folded, left)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(_NEW, dir_fd=directory)
@@ -239,8 +247,12 @@ def _add(totals: dict[tuple[Any, ...], _Total], reader: ShardReader, problems: l
     return index
 
 
-def _write(fd: int, totals: Iterable[_Total], folded: list[str]) -> None:
-    writer = ShardWriter(fd, Header(os.urandom(16), time.time(), 0, 0))
+def _write(fd: int, totals: Iterable[_Total], folded: list[str], left: list[int]) -> None:
+    try:
+        writer = ShardWriter(fd, Header(os.urandom(16), time.time(), 0, 0))
+    except BaseException:
+        os.close(fd)
+        raise
     try:
         specs: dict[tuple[Any, ...], int] = {}
         every: list[float] = []
@@ -260,6 +272,6 @@ def _write(fd: int, totals: Iterable[_Total], folded: list[str]) -> None:
                     place.view[at] = value
                 every += numbers
                 writer.define(["s", number, *series, place.slot, definition.created])
-        writer.define(["f", folded, checksum(every)])
+        writer.define(["f", folded, checksum(every), left])
     finally:
         writer.close()

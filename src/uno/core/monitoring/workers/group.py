@@ -32,6 +32,12 @@ class Key(NamedTuple):
     base: str
     name: str
 
+    @property
+    def root(self) -> int:
+        """The process that starts the workers; 0 for a directory that they name."""
+        parts = self.name.split("-")
+        return int(parts[1]) if len(parts) == 3 and parts[1].isdigit() else 0
+
 
 def maker() -> str:
     """The file of the innermost caller that does not belong to uno."""
@@ -103,6 +109,18 @@ def parent_of_workers() -> int | None:
     if callable(master) and master() == pid:
         return pid
     return None
+
+
+def siblings(root: int) -> list[int]:
+    """The other living processes that ``root`` has started; none where that cannot be told."""
+    found: list[int] = []
+    with contextlib.suppress(OSError, ValueError):
+        for task in os.listdir(f"/proc/{root}/task"):
+            with open(f"/proc/{root}/task/{task}/children", "rb") as file:
+                found += map(int, file.read().split())
+    # A zombie has no command line, and multiprocessing's own helper is no worker.
+    helper = b"multiprocessing.resource_tracker"
+    return [pid for pid in found if pid != os.getpid() and helper not in (command(pid) or helper)]
 
 
 def base_directory() -> str:

@@ -16,7 +16,7 @@ from uno.core.monitoring.series import Frame, Series, SeriesStore
 from uno.core.monitoring.workers import locks
 from uno.core.monitoring.workers.cells import Mapping, map_counter, start_anew, unmap_counter
 from uno.core.monitoring.workers.fold import DEAD, Shape, fold, spec_record
-from uno.core.monitoring.workers.group import Key, open_own, open_shard, started
+from uno.core.monitoring.workers.group import Key, open_own, open_shard, siblings, started
 from uno.core.monitoring.workers.merge import MergedStore, merge_of, shape_of
 from uno.core.monitoring.workers.shard import (
     GAP,
@@ -343,8 +343,8 @@ class Member:
             self.say("fold", f"dead workers' shards cannot be folded: {error.strerror or error}")
         return True
 
-    def _fold(self, gone: list[tuple[str, ShardReader]]) -> None:
-        for problem in fold(self._directory, self.merged.dead_reader(), gone):
+    def _fold(self, gone: list[tuple[str, ShardReader]], leaver: int = 0) -> None:
+        for problem in fold(self._directory, self.merged.dead_reader(), gone, leaver):
             self.say(problem, problem)
         for name in os.listdir(self._directory):
             if name.startswith(".new-"):  # its maker died, for makers hold this lock
@@ -366,11 +366,20 @@ class Member:
                     self._publish(frame)
                     self.merged.tick(frame.time)
                 with self.merged.lock, locks.held(self._base, LOCK, LEAVE_SECONDS):
+                    self._seal()
                     self._hand_over()
             except OSError as error:  # the others will find the shard of a dead worker
                 log.warning("this worker could not leave its group cleanly: %s", error.strerror or error)
             finally:
                 self._let_go()
+
+    def _seal(self) -> None:
+        """What threads of this process count from here on is told to nobody: it would be seen, and then be missing."""
+        for block in self._counters.values():
+            cell, place = block.cell, block.place
+            unmap_counter(cell)
+            if cell.value == cell.value:
+                place.view[place.at + 1] = cell.value
 
     def _hand_over(self) -> None:
         merged = self.merged
@@ -379,12 +388,18 @@ class Member:
         names = {n for n in os.listdir(self._directory) if n.endswith(".shard") and n != DEAD}
         if os.fstat(self._writer.fd).st_nlink == 0:
             return
-        waited_for = self._keep_for > 1 and os.getppid() == self._keep_for
-        if names <= {self._name, *(name for name, _ in gone)} and not waited_for:
+        if names <= {self._name, *(name for name, _ in gone)} and not self._waited_for():
             _remove(self._base, self.key.name, self._directory)
             _remove_base(self.key.base, self._base)
             return
-        self._fold([*gone, (self._name, ShardReader(self._writer.fd))])
+        self._fold([*gone, (self._name, ShardReader(self._writer.fd))], self._pid)
+
+    def _waited_for(self) -> bool:
+        """Whether somebody will join who is not here: a parent that monitors too, a worker that starts just now."""
+        if self._keep_for > 1 and os.getppid() == self._keep_for:
+            return True
+        root = self.key.root
+        return root > 0 and not self.merged.left.issuperset(siblings(root))
 
     def _let_go(self) -> None:
         for block in self._counters.values():
@@ -414,7 +429,8 @@ class Member:
 def restart(store: SeriesStore) -> None:
     """Start all series of a store anew, see cells.start_anew."""
     for series in store.all():
-        start_anew(series.cell)
+        if merge_of(series.metric) != "max":  # a total of the machine's is nobody's own
+            start_anew(series.cell)
 
 
 def _write_histogram(place: Place, distribution: Distribution) -> None:
@@ -454,8 +470,8 @@ def _remove_base(name: str, base: int) -> None:
 def _sweep(base: int, own: str) -> None:
     """Remove groups in which nobody lives and whose parent is gone: they were all killed."""
     for name in os.listdir(base):
-        root, _, since = name.partition("-")[2].partition("-")
-        if name in (own, LOCK) or not root.isdigit() or started(int(root)) == since:
+        root, since = Key("", name).root, name.rpartition("-")[2]
+        if name in (own, LOCK) or not root or started(root) == since:
             continue
         with contextlib.suppress(OSError):
             directory = open_own(name, at=base, create=False)

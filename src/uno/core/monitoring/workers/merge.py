@@ -8,6 +8,7 @@ as their metric says. Whoever reads it sees the same numbers in every worker, si
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -42,10 +43,13 @@ log = logging.getLogger("uno.workers")
 
 MAX_MERGED = 200_000
 WORKER = "worker"
-_MODES = ("counter", "sum", "max", "min")
+#: How series become one; "machine" is a counter of which all workers read the same total.
+_MODES = ("counter", "machine", "sum", "max", "min")
 _TRIES = 20
-REFRESH_SECONDS = 0.25
-
+#: How often and how long a reader waits for the monitor's thread. More than once: the process may have been stopped.
+REFRESH_TRIES, REFRESH_SECONDS = 4, 0.25
+#: Why a file cannot be opened that is none of ours: a link, a socket, or not for us.
+_REFUSED = (errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENODEV)
 
 _EMPTY = NativeBuckets(FINEST, ZERO_THRESHOLD, 0, {}, {})
 
@@ -86,6 +90,7 @@ class _Shard:
         self.lists: dict[Any, tuple[list[int], list[int]]] = {}
         self.arrays: dict[Any, list[tuple[Any, Any]]] = {}  # each without a place twice
         self.grown = False
+        self.damaged = False
 
     @property
     def id(self) -> str:
@@ -192,9 +197,10 @@ class MergedStore(SeriesStore):
     def _open(self, name: str) -> _Shard | None:
         try:
             fd = open_shard(name, self._directory)
-        except FileNotFoundError:
-            raise
         except OSError as error:
+            # Without a file that others can read, the total would be less than theirs: nothing is shown then.
+            if error.errno not in _REFUSED and not isinstance(error, RefusedError):
+                raise
             reason = str(error) if isinstance(error, RefusedError) else f"{name}: {error.strerror}"
             self._say(f"refused {name}", f"{reason}; it is left out")
             return None
@@ -225,7 +231,7 @@ class MergedStore(SeriesStore):
             identity = None
         if identity == self._dead_is:
             return False
-        self._dead_is = identity
+        self._dead_is = None  # until all of it is read
         if self._dead is not None:
             self._drop(self._dead)
             self._dead = None
@@ -236,6 +242,7 @@ class MergedStore(SeriesStore):
                 self._dead.living = False
                 self._poll(self._dead)
                 self._check_dead(self._dead)
+        self._dead_is = identity
         return True
 
     def _check_dead(self, shard: _Shard) -> None:
@@ -257,13 +264,19 @@ class MergedStore(SeriesStore):
             self._say(
                 f"dead {problem}", f"what dead workers counted cannot be read: {problem}; it is left out"
             )
+            shard.damaged = True
             shard.lists.clear()
             shard.arrays.clear()
             shard.blocks.clear()
 
     def dead_reader(self) -> ShardReader | None:
         """What was folded so far, None where nothing was or it cannot be read."""
-        return None if self._dead is None or not self._dead.lists else self._dead.reader
+        return None if self._dead is None or self._dead.damaged else self._dead.reader
+
+    @property
+    def left(self) -> frozenset[int]:
+        """Processes that shared, and have left by themselves."""
+        return frozenset() if self._dead is None else frozenset(self._dead.index.left)
 
     def find_gone(self) -> list[tuple[str, ShardReader]]:
         """The shards whose workers live no more; their gauges are shown no more from here on."""
@@ -330,7 +343,9 @@ class MergedStore(SeriesStore):
             spec = spec._replace(labels=(*spec.labels, WORKER))
             labels = (*labels, str(number))
         key = (definition.resource, spec.name, spec.labels, labels)
-        mode = "histogram" if kind == "histogram" else "counter" if kind == "counter" else definition.merge
+        mode = "histogram" if kind == "histogram" else definition.merge
+        if kind == "counter":
+            mode = "machine" if definition.merge == "max" else "counter"
         if mode == WORKER:
             mode = "sum"
         entry = self._entries.get(key)
@@ -390,7 +405,7 @@ class MergedStore(SeriesStore):
                 return
 
     def _counted(self) -> list[_Shard]:
-        folded = self._dead.index.folded if self._dead is not None else frozenset()
+        folded = self._dead.index.folded if self._dead is not None else ()
         shards = [shard for shard in self._shards.values() if shard.id not in folded]
         if self._private is not None:
             shards.append(self._private)
@@ -424,7 +439,7 @@ class MergedStore(SeriesStore):
         highest, lowest = np.full(n, np.nan), np.full(n, np.nan)
         for shard in shards:
             for mode in _MODES:
-                if mode != "counter" and not shard.living:
+                if mode not in ("counter", "machine") and not shard.living:
                     continue
                 for slots, places in _inside(shard, mode, 2):
                     view = shard.view
@@ -435,6 +450,9 @@ class MergedStore(SeriesStore):
                     known[places[current]] = True
                     if mode == "counter":  # of one that nobody can read now, the last total
                         _add_exactly(total, rest, places[number], values[number])
+                        continue
+                    if mode == "machine":
+                        total[places[number]] = np.fmax(total[places[number]], values[number])
                         continue
                     places, values = places[current], values[current]
                     if mode == "sum":
@@ -587,15 +605,21 @@ class MergedStore(SeriesStore):
             return self.frame
 
     def refresh(self, time: float) -> None:
-        """Bring the totals of the present frame to this moment; rates and quantiles stay those of the tick. When
-        dead workers are being folded just now, the frame stays as it is."""
+        """Bring the totals of the present frame to this moment; rates and quantiles stay those of the tick. Where
+        they cannot be read there is no frame until they can: an older total would be less than what others tell."""
         if self._last_tick is None and "numpy" not in sys.modules:  # the monitor's thread loads it
             return
-        if self._closed or not self._lock.acquire(timeout=REFRESH_SECONDS):
+        if self._closed:
+            return
+        if not any(self._lock.acquire(timeout=REFRESH_SECONDS) for _ in range(REFRESH_TRIES)):
+            self.frame = None
             return
         try:
             if not self._closed:
                 self.frame = self._frame(time, [], {}, tick=False)
+        except OSError as error:
+            self.frame = None
+            self._say("refresh", f"the numbers of all workers cannot be read: {error.strerror or error}")
         finally:
             self._lock.release()
 

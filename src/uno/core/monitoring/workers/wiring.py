@@ -194,11 +194,12 @@ class WorkerSharing:
 
     def leave(self) -> None:
         """The monitor stops, after a last frame of its store."""
-        member, self._member = self._member, None
+        member = self._member
         self._key = self._waiting = None
         if member is not None:
+            self._left = member.merged  # its own numbers alone would be a fall of the total
+            self._member = None
             member.leave(self._store.frame)
-            self._left = member.merged if member.merged.frame is not None else self._left
         self._leave_place()
 
     def reinit_after_fork(self, *, was_running: bool) -> None:
