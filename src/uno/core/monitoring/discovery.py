@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import re
 import sys
 import threading
 import weakref
@@ -32,6 +33,8 @@ log = logging.getLogger("uno.discovery")
 MAX_FOUND = 1_000
 MAX_ITEMS = 200
 MAX_LOOKED_AT = 50_000
+#: Keys of dicts that are shown as part of an id. Others may be secrets: ``engines[url]``, ``clients[api_key]``.
+_NAME = re.compile(r"(?!.*(?:[A-Za-z0-9_-]{24}|://))[A-Za-z0-9_][A-Za-z0-9_.:/ -]{0,59}\Z")
 #: Objects of these classes keep the application's resources in their attributes.
 HOLDERS = frozenset(
     ("fastapi.applications.FastAPI", "starlette.applications.Starlette", "starlette.datastructures.State")
@@ -231,7 +234,8 @@ def _items(attributes: dict[str, Any]) -> list[tuple[str, Any]]:
 
 def _inside(value: Any, cls: type) -> list[tuple[str, Any]] | None:
     if cls is dict:
-        return [(k, v) for k, v in list(value.items())[:MAX_ITEMS] if type(k) is str]
+        items = enumerate(list(value.items())[:MAX_ITEMS])
+        return [(k if _NAME.match(k) else str(i), v) for i, (k, v) in items if type(k) is str]
     if cls is list or cls is tuple:
         return [(str(i), v) for i, v in enumerate(list(value)[:MAX_ITEMS])]
     dotted = f"{cls.__module__}.{cls.__qualname__}"
