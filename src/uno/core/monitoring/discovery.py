@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from uno.core.monitoring.instrumentation import announced, is_first_party
 from uno.core.resources import Resource, ResourceManager
-from uno.core.resources.errors import meant
+from uno.core.resources.errors import meant, shown
 
 if TYPE_CHECKING:
     from uno.core.monitoring.resource_types import Recogniser
@@ -47,7 +47,7 @@ class UnknownResourceTypeError(ValueError):
     def __init__(self, type: object, known: Iterable[str]) -> None:
         known = sorted(known)
         hint = meant(type, known) if isinstance(type, str) else ""
-        super().__init__(f"unknown resource type {type!r}; known are {', '.join(known)}.{hint}")
+        super().__init__(f"unknown resource type {shown(type)}; known are {', '.join(known)}.{hint}")
 
 
 #: Hooks announce to the process, so all of its monitors hear of it.
@@ -74,8 +74,9 @@ class Discovery:
 
         Returns what was found in this call and is new. UnknownResourceTypeError names the known types.
         """
-        if resource_type is not None and resource_type not in self._kinds.types():
-            raise UnknownResourceTypeError(resource_type, self._kinds.types())
+        known = self._kinds.types()
+        if resource_type is not None and not (isinstance(resource_type, str) and resource_type in known):
+            raise UnknownResourceTypeError(resource_type, known)
         with self._busy:  # or a tick finds first what the caller is to be told of
             return self._scan(resource_type)
 
