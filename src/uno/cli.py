@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -15,6 +17,8 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from uno import __version__
+
+MAX_BODY = 10_000_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check = commands.add_parser("check", help="ask a service's health endpoint; the exit code tells")
     check.add_argument("url", help="for example http://127.0.0.1:8000/health")
     check.add_argument(
-        "--timeout", type=float, default=5.0, metavar="SECONDS", help="how long to wait (default 5)"
+        "--timeout", type=_seconds, default=5.0, metavar="SECONDS", help="how long to wait (default 5)"
     )
     check.add_argument("--json", action="store_true", help="print the answer as it is")
     new = commands.add_parser(
@@ -36,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     new.add_argument("name", help="what the type is called, for example memcached")
     new.add_argument("--path", default=".", metavar="DIR", help="the folder to write to (default: this one)")
     commands.add_parser("demo", help="run the demo shop with its live page", add_help=False)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # whatever a terminal can show
     chosen, rest = parser.parse_known_args(arguments)
     if chosen.command == "demo":
         return _demo(rest)
@@ -51,11 +57,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             parser.print_help()
             code = 2
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:  # whoever reads has seen enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        _drop_output()
         code = 1
+    except OSError as error:  # a full disk
+        _drop_output()
+        print(f"uno: {error.strerror or error}", file=sys.stderr)
+        code = 2
     return code
+
+
+def _drop_output() -> None:
+    """For the flush at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 3600:
+        raise argparse.ArgumentTypeError(f"seconds, more than 0 and at most 3600, not {text}")
+    return value
 
 
 def _types(*, as_json: bool) -> int:
@@ -88,30 +111,52 @@ def _check(url: str, timeout: float, *, as_json: bool) -> int:
         print(f"uno check: {url!r} is no http or https address", file=sys.stderr)
         return 2
     request = Request(url, headers={"accept": "application/health+json, application/json"})
+    place = url.partition("?")[0]  # a query may hold a token
     try:
-        with urlopen(request, timeout=timeout) as answer:
-            body = answer.read()
-    except HTTPError as error:
-        body = error.read()
+        body = _fetch(request, timeout)
     except (URLError, OSError, HTTPException) as error:
         reason = getattr(error, "reason", error)
-        print(f"uno check: no answer from {url}: {reason}", file=sys.stderr)
+        print(f"uno check: no answer from {place}: {reason}", file=sys.stderr)
         return 2
     try:
         found: Any = json.loads(body)
-        status = found["status"]
-    except (ValueError, KeyError, TypeError):
-        print(f"uno check: {url} is no health endpoint of uno", file=sys.stderr)
+        status, lines = found["status"], list(_troubles(found))
+        if not isinstance(status, str):
+            raise TypeError(status)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        print(f"uno check: {place} is no health endpoint of uno", file=sys.stderr)
         return 2
     if as_json:
         print(json.dumps(found, indent=2))
     else:
-        print(f"{status}: {url}")
-        for name, entries in sorted(found.get("checks", {}).items()):
-            for entry in entries if isinstance(entries, list) else [entries]:
-                if entry.get("status") != "pass":
-                    print(f"  {entry.get('status')}  {name}  {entry.get('output', '')}".rstrip())
+        for line in (f"{status}: {place}", *lines):
+            print("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line))
     return 0 if status in ("pass", "warn") else 1
+
+
+def _fetch(request: Request, timeout: float) -> bytes:
+    """The answer's body, whatever its status; TimeoutError when it is not there whole in time."""
+    until = time.monotonic() + timeout
+    try:
+        answer = urlopen(request, timeout=timeout)
+    except HTTPError as error:  # which is an answer too
+        answer = error
+    body = b""
+    with answer:
+        while part := answer.read1(65_536):
+            body += part
+            if len(body) > MAX_BODY:
+                raise OSError(f"more than {MAX_BODY:,} bytes")
+            if time.monotonic() > until:
+                raise TimeoutError("timed out")
+    return body
+
+
+def _troubles(found: Any) -> Iterator[str]:
+    for name, entries in sorted(found.get("checks", {}).items()):
+        for entry in entries if isinstance(entries, list) else [entries]:
+            if entry.get("status") != "pass":
+                yield f"  {entry.get('status')}  {name}  {entry.get('output', '')}".rstrip()
 
 
 def _new_type(name: str, path: str) -> int:

@@ -24,6 +24,7 @@ from starlette.staticfiles import StaticFiles
 from tests.integration.test_setup_monitoring import get, served, until
 from uno.core.monitoring.http_server import HTTPServerMiddleware
 from uno.core.monitoring.integration import setup_monitoring
+from uno.core.monitoring.resource_types.http_server import ServerTarget
 from uno.core.monitoring.resources import ResourceMonitor
 from uno.core.resources import DuplicateResourceError
 
@@ -287,6 +288,31 @@ def test_exceptions_and_server_errors() -> None:
         explained = monitor._explain("http-server", "uno.http.server.error_ratio")
         assert "GET /raises" in explained
         assert "secret" not in explained
+
+
+def test_the_cause_is_what_fails_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    app, monitor = make()
+
+    @app.get("/{name}")
+    def serve(name: str) -> PlainTextResponse:
+        return PlainTextResponse("", 503)
+
+    def cause() -> str:
+        monitor.tick()  # takes what was recorded
+        monitor.tick()
+        return monitor._explain("http-server", "error_rate")
+
+    later = 0.0
+    monkeypatch.setattr(f"{ServerTarget.__module__}.monotonic", lambda: time.monotonic() + later)
+    with TestClient(app) as client:
+        monitor.tick()
+        for _ in range(3):
+            client.get("/old")
+        assert cause() == "3 x 503 in GET /{name}"
+        later = 1_000.0
+        assert cause() == ""
+        client.get("/old")
+        assert cause() == "1 x 503 in GET /{name}"
 
 
 def test_a_client_that_leaves_is_no_fault() -> None:

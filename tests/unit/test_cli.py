@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -83,6 +84,85 @@ def test_check_without_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
         assert "no http or https address" in capsys.readouterr().err
     assert main(["check", "http://me:hunter2@127.0.0.1:9/"]) == 2
     assert "hunter2" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "body",
+    ['{"status": "pass", "checks": [1]}', '{"status": "pass", "checks": {"a": [5]}}', '{"status": 5}', "[1]"],
+)
+def test_check_of_something_else(
+    body: str, health: tuple[str, dict[str, object]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, said = health
+    said["body"] = body.encode()
+    assert main(["check", f"{url}?token=hunter2"]) == 2
+    told = capsys.readouterr()
+    assert told.err == f"uno check: {url} is no health endpoint of uno\n"
+    assert told.out == ""
+
+
+def test_check_shows_nothing_that_steers_a_terminal(
+    health: tuple[str, dict[str, object]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, said = health
+    said["body"] = (
+        b'{"status": "fail", "checks": {"a": {"status": "fail", "output": "\\u001b[31mred\\nline"}}}'
+    )
+    assert main(["check", f"{url}?token=hunter2"]) == 1
+    assert capsys.readouterr().out == f"fail: {url}\n  fail  a  \ufffd[31mred\ufffdline\n"
+
+
+def test_check_waits_no_longer_than_it_was_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each byte comes in time, the answer never ends."""
+    over = threading.Event()
+
+    class Trickle(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                while not over.wait(0.05):
+                    self.wfile.write(b" ")
+
+        def log_message(self, *args: object) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Trickle)
+    thread = threading.Thread(target=server.handle_request)
+    thread.start()
+    try:
+        assert main(["check", "--timeout", "0.3", f"http://127.0.0.1:{server.server_port}/health"]) == 2
+    finally:
+        over.set()
+        thread.join()
+        server.server_close()
+    assert "timed out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "x"])
+def test_a_timeout_that_cannot_be(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["check", "http://127.0.0.1:9/", "--timeout", seconds])
+    assert end.value.code == 2
+    assert "--timeout" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full device here")
+def test_a_full_disk_is_told() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "uno", "types"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "uno: No space left on device\n"
+
+
+def test_a_terminal_without_unicode() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    code = "from uno.cli import main; main(['types']); print('\\u2603')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\\u2603\n")
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

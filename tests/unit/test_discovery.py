@@ -163,6 +163,30 @@ PROGRAM = """
 """
 
 
+def test_a_key_that_may_be_a_secret_is_no_name(monitor: ResourceMonitor, package: Any) -> None:
+    package(
+        main="""
+            from concurrent.futures import ThreadPoolExecutor as Pool
+            pools = {
+                "eu-west-1": Pool(1),
+                "postgresql://shop:hunter2@db/shop": Pool(1),
+                "shop:hunter2@db": Pool(1),
+                "sk-live-hunter2hunter2hunter2": Pool(1),
+                "db.example:5432/shop": Pool(1),
+            }
+        """
+    )
+    found = monitor.discover_resources("thread_pool")
+    assert ours(found) == [
+        "shopapp.main.pools.1",
+        "shopapp.main.pools.2",
+        "shopapp.main.pools.3",
+        "shopapp.main.pools.db.example:5432/shop",
+        "shopapp.main.pools.eu-west-1",
+    ]
+    assert all("hunter2" not in f"{r.how} {r.name} {r.endpoint}" for r in found)
+
+
 @pytest.mark.parametrize("how", ["script", "module"])
 def test_ids_are_the_same_after_a_restart(tmp_path: Path, how: str) -> None:
     folder = tmp_path / "shopapp"

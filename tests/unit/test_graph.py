@@ -184,6 +184,18 @@ def test_export_says_what_is_wrong_and_leaves_nothing(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_export_into_a_pipe_leaves_it_there(tmp_path: Path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    end = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        shop().export_dot(pipe)
+        assert pipe.is_fifo(), "a device would be gone"
+        assert os.read(end, 65_536).decode() == shop().to_dot()
+    finally:
+        os.close(end)
+
+
 def test_an_exported_file_has_the_usual_permissions(tmp_path: Path):
     (tmp_path / "plain").touch()
     assert shop().export_dot(tmp_path / "a.dot").stat().st_mode == os.stat(tmp_path / "plain").st_mode

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -155,6 +156,32 @@ def test_an_unknown_shape_leaves_no_hook_behind(library: Any, monitor: ResourceM
     assert dict(vars(poollib.Pool)) == before
     assert "poollib 2.0 has another shape than those that were tested (AttributeError)" in note(monitor, "it")
     assert off(monitor) == {("PoolMonitor", "shape"): 1}
+
+
+def test_a_library_that_another_thread_is_importing_is_waited_for(
+    library: Any, monitor: ResourceMonitor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = ModuleType("poollib_gate")
+    gate.reached, gate.go = threading.Event(), threading.Event()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "poollib_gate", gate)
+    halfway = "\nimport poollib_gate\npoollib_gate.reached.set()\npoollib_gate.go.wait(30)\n"
+    more = "    put = None\n" + halfway + "Pool.put = lambda self, n: n - 1\n"
+    importing = threading.Thread(target=library, args=("2.0", more))
+    importing.start()
+    try:
+        assert gate.reached.wait(30)
+        monitor.tick()
+        assert monitor.hooks.off() == []
+    finally:
+        gate.go.set()
+        importing.join(30)
+    pool = sys.modules["poollib"].Pool()
+    monitor.manager.register(pool, id="it")
+    monitor.tick()
+    assert (pool.get(1), pool.put(1)) == (2, 0)
+    monitor.tick()
+    assert monitor.read("it", "db.client.operation.duration", stat="count") == 2
+    assert "shape" not in caplog.text
 
 
 def test_hooks_that_go_on_failing_come_off_together(library: Any, monitor: ResourceMonitor) -> None:

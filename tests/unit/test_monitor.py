@@ -306,6 +306,25 @@ def test_a_short_name_over_all_types(monitor: ResourceMonitor) -> None:
 # -- levels --------------------------------------------------------------------------------------------
 
 
+def test_a_name_that_a_custom_resource_does_not_give_is_told(
+    monitor: ResourceMonitor, caplog: pytest.LogCaptureFixture
+) -> None:
+    monitor.manager.register(None, id="licences", read=lambda: {"used": 3, "total": 10})
+    monitor.set_threshold("licences", "usd", Threshold(1))
+    monitor.set_threshold("licences", "used", Threshold(1))
+    monitor.set_threshold("shop", "depth", Threshold(1))
+    monitor.configure_anomaly_detection("licences", "totl")
+    assert caplog.text == ""
+    monitor.tick()
+    monitor.tick()
+    told = [record.getMessage() for record in caplog.records if record.name == "uno.monitor"]
+    assert told == [
+        "'licences' gives no metric 'usd' so far. Did you mean 'used'?",
+        "'licences' gives no metric 'totl' so far. Did you mean 'total'?",
+    ]
+    assert [alert.metric for alert in monitor.alerts.active()] == ["used"]
+
+
 def test_thresholds_that_could_never_fire_are_told(
     monitor: ResourceMonitor, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -804,6 +823,19 @@ def test_holders(monitor: ResourceMonitor, engine: sqlalchemy.Engine) -> None:
         connection.close()
     waiting.join()
     assert monitor.holders("main-db") == []
+
+
+def test_the_map_shows_what_is_down(monitor: ResourceMonitor) -> None:
+    class Printer:
+        def ping(self) -> bool:
+            return False
+
+    monitor.manager.register(Printer(), id="printer")
+    with monitor:
+        until(lambda: monitor.health_of("printer").status.value == "down", 60)
+        levels = {node.id: node.level for node in monitor.generate_dependency_graph().nodes}
+    assert levels["printer"] == "critical"
+    assert levels["shop"] == "unknown", "nothing tells whether it works"
 
 
 def test_the_map_shows_who_calls_what(monitor: ResourceMonitor, engine: sqlalchemy.Engine) -> None:

@@ -516,8 +516,16 @@ def test_no_permission_is_the_error_that_it_is(world) -> None:
 
 def test_a_file_where_a_directory_is_needed_is_an_error(world, tmp_path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"):
-        world.report().export_csv(tmp_path / "file" / "report.csv")
+    for below in ("report.csv", "deep/er/report.csv"):
+        with pytest.raises(NotADirectoryError, match="no directory") as told:
+            world.report().export_csv(tmp_path / "file" / below)
+        assert told.value.filename == str(tmp_path / "file")
+
+
+@pytest.mark.parametrize("path", [None, 5, b"report.csv", ["report.csv"]])
+def test_a_path_of_another_kind_is_said(world, path) -> None:
+    with pytest.raises(TypeError, match=f"a str or a Path, not {type(path).__name__}"):
+        world.report().export_csv(path)
 
 
 def test_modes_and_links_are_kept(world, tmp_path) -> None:
@@ -540,6 +548,16 @@ def test_a_pipe_is_written_to(world) -> None:
         world.report().export_csv(f"/dev/fd/{into}")
         os.close(into)
         assert next(csv.reader(io.StringIO(end.read())))[0] == "start"
+
+
+def test_what_stands_in_an_open_file_stays(world, tmp_path) -> None:
+    """As `program > file` with export_csv("/dev/stdout")."""
+    with (tmp_path / "out").open("w+") as file:
+        file.write("before\n")
+        file.flush()
+        world.report().export_csv(f"/dev/fd/{file.fileno()}")
+        file.seek(0)
+        assert file.read().startswith("before\nstart,")
 
 
 def test_json_is_strict_and_whole(hostile, tmp_path) -> None:

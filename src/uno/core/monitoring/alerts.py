@@ -510,13 +510,14 @@ class AlertBook:
         if alert.state != "resolved":
             self._floor = min(self._floor, _rank(alert))
         if alert.fired_at is None:
-            log.debug("%s: %s", alert.state, alert.message)
+            log.debug("%s: %s", alert.state, plain(alert.message))
         elif alert.state == "resolved":
             lasted = human((alert.resolved_at or 0) - alert.fired_at, "s")
-            log.info("resolved after %s: %s", lasted, _placed(alert))
+            log.info("resolved after %s: %s", lasted, plain(_placed(alert)))
         else:
             level = logging.CRITICAL if alert.level is AlertLevel.CRITICAL else logging.WARNING
-            log.log(level, "%s%s", _placed(alert), f" ({alert.cause})" if alert.cause else "")
+            cause = f" ({plain(alert.cause)})" if alert.cause else ""
+            log.log(level, "%s%s", plain(_placed(alert)), cause)
 
     # -- reading ---------------------------------------------------------------------------------------
 
@@ -588,6 +589,11 @@ def _identity(key: Key, since: float) -> str:
 def _placed(alert: Alert) -> str:
     """The message, with the resource where the application's own words leave it out."""
     return alert.message if alert.resource in alert.message else f"{alert.resource}: {alert.message}"
+
+
+def plain(words: str) -> str:
+    """Without characters that would steer a terminal or begin a line of their own: labels come from anywhere."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words)
 
 
 def _level_shown(state: ThresholdState) -> AlertLevel:

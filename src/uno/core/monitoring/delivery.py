@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from uno.core.resources.errors import misfit
+
 if TYPE_CHECKING:
     from uno.core.monitoring.alerts import Alert
 
@@ -58,6 +60,8 @@ class Delivery:
         """Add a callback and return it."""
         if not callable(callback):
             raise TypeError(f"on_alert takes a callable, not {type(callback).__name__}")
+        if why := misfit(callback, None):
+            raise TypeError(f"on_alert takes a function of one argument, the alert: {why}")
         self._receivers = (*self._receivers, _Receiver(callback, self._max))
         return callback
 

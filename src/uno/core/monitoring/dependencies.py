@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from uno.core.monitoring.graph import DependencyGraph, Edge, Node
 from uno.core.monitoring.graph.model import Level, NodeKind
+from uno.core.monitoring.health import Health, HealthStatus
 from uno.core.monitoring.instrumentation import OWN, Stat
 from uno.core.monitoring.resource_types.http_server import NO_FAULT
 from uno.core.monitoring.thresholds import AlertLevel
@@ -19,10 +20,19 @@ if TYPE_CHECKING:
     from uno.core.monitoring.series import SeriesStore
 
 RATE_SECONDS = 10.0
-LEVELS: dict[AlertLevel, Level] = {
+#: From well to bad.
+RANK: dict[Level, int] = {"ok": 0, "unknown": 1, "warning": 2, "critical": 3}
+_OF_ALERT: dict[AlertLevel, Level] = {
     AlertLevel.OK: "ok",
     AlertLevel.WARNING: "warning",
     AlertLevel.CRITICAL: "critical",
+}
+_OF_STATUS: dict[HealthStatus, Level] = {
+    HealthStatus.UP: "ok",
+    HealthStatus.DEGRADED: "warning",
+    HealthStatus.SATURATED: "warning",
+    HealthStatus.UNKNOWN: "unknown",
+    HealthStatus.DOWN: "critical",
 }
 
 #: The types of resources that tell of requests by route.
@@ -86,13 +96,20 @@ def requests(store: SeriesStore, resource_id: str) -> dict[str, tuple[float, flo
     return found
 
 
+def shown_level(health: Health, firing: AlertLevel) -> Level:
+    """The worse of what the alerts and what the health say."""
+    return max(_OF_ALERT[firing], _OF_STATUS[health.status], key=RANK.__getitem__)
+
+
 def build_graph(monitor: ResourceMonitor) -> DependencyGraph:
     """Nodes and edges at this moment: from a web application to its routes, from routes and tasks to resources, from
     those to servers. A declared dependency on an id that does not exist yet is shown as unknown."""
     nodes: dict[str, Node] = {}
     edges: list[Edge] = []
+    now, firing = monitor.clock.now(), monitor.alerts.firing()
     for resource in monitor.manager:
-        level = LEVELS[monitor.level_of(resource.id)]
+        worst = max(firing.get(resource.id, {}).values(), default=AlertLevel.OK)
+        level = shown_level(monitor.health.health(resource.id, now), worst)
         nodes[resource.id] = Node(
             resource.id, resource.name, resource.type, "resource", level, resource.endpoint or ""
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import re
 import sys
 import threading
 import weakref
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from uno.core.monitoring.instrumentation import announced, is_first_party
 from uno.core.resources import Resource, ResourceManager
-from uno.core.resources.errors import meant
+from uno.core.resources.errors import meant, shown
 
 if TYPE_CHECKING:
     from uno.core.monitoring.resource_types import Recogniser
@@ -32,6 +33,8 @@ log = logging.getLogger("uno.discovery")
 MAX_FOUND = 1_000
 MAX_ITEMS = 200
 MAX_LOOKED_AT = 50_000
+#: Keys of dicts that are shown as part of an id. Others may be secrets: ``engines[url]``, ``clients[api_key]``.
+_NAME = re.compile(r"(?!.*(?:[A-Za-z0-9_-]{24}|://))[A-Za-z0-9_][A-Za-z0-9_.:/ -]{0,59}\Z")
 #: Objects of these classes keep the application's resources in their attributes.
 HOLDERS = frozenset(
     ("fastapi.applications.FastAPI", "starlette.applications.Starlette", "starlette.datastructures.State")
@@ -44,7 +47,7 @@ class UnknownResourceTypeError(ValueError):
     def __init__(self, type: object, known: Iterable[str]) -> None:
         known = sorted(known)
         hint = meant(type, known) if isinstance(type, str) else ""
-        super().__init__(f"unknown resource type {type!r}; known are {', '.join(known)}.{hint}")
+        super().__init__(f"unknown resource type {shown(type)}; known are {', '.join(known)}.{hint}")
 
 
 #: Hooks announce to the process, so all of its monitors hear of it.
@@ -71,8 +74,9 @@ class Discovery:
 
         Returns what was found in this call and is new. UnknownResourceTypeError names the known types.
         """
-        if resource_type is not None and resource_type not in self._kinds.types():
-            raise UnknownResourceTypeError(resource_type, self._kinds.types())
+        known = self._kinds.types()
+        if resource_type is not None and not (isinstance(resource_type, str) and resource_type in known):
+            raise UnknownResourceTypeError(resource_type, known)
         with self._busy:  # or a tick finds first what the caller is to be told of
             return self._scan(resource_type)
 
@@ -231,7 +235,8 @@ def _items(attributes: dict[str, Any]) -> list[tuple[str, Any]]:
 
 def _inside(value: Any, cls: type) -> list[tuple[str, Any]] | None:
     if cls is dict:
-        return [(k, v) for k, v in list(value.items())[:MAX_ITEMS] if type(k) is str]
+        items = enumerate(list(value.items())[:MAX_ITEMS])
+        return [(k if _NAME.match(k) else str(i), v) for i, (k, v) in items if type(k) is str]
     if cls is list or cls is tuple:
         return [(str(i), v) for i, v in enumerate(list(value)[:MAX_ITEMS])]
     dotted = f"{cls.__module__}.{cls.__qualname__}"

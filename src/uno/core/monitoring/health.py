@@ -18,6 +18,7 @@ from functools import total_ordering
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from uno.core.monitoring.thresholds import AlertLevel
+from uno.core.resources.errors import shown
 
 __all__ = [
     "Check",
@@ -485,7 +486,10 @@ class HealthRegistry:
     def register_adapter(
         self, adapter: HealthAdapter, *, groups: Collection[str] = ("ready", "startup")
     ) -> None:
-        """Add a source of checks. ValueError for the group `live`: what it reports are dependencies."""
+        """Add a source of checks. ValueError for the group `live`: what it reports are dependencies; TypeError for
+        what has no `checks()`."""
+        if isinstance(adapter, type) or not callable(getattr(adapter, "checks", None)):
+            raise TypeError(f"register_adapter takes a ResourceHealthAdapter(...), not {shown(adapter)}")
         self._adapters = (*self._adapters, (adapter, _groups(groups, dependency=True)))
 
     def register(

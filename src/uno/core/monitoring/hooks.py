@@ -56,7 +56,8 @@ class Hooks:
                 self._switch_off(number, kind, "version", words)
                 self._groups[number] = HookGroup()
             elif kind.ready():
-                self._groups[number] = self._hook(number, kind)
+                if not is_being_imported(kind.library):  # by another thread; the next tick comes soon
+                    self._groups[number] = self._hook(number, kind)
             elif number not in self._off and kind.library in sys.modules and kind in in_use:
                 words = f"{self._named(kind)} has another shape than those that were tested"
                 self._switch_off(number, kind, "shape", words)
@@ -103,6 +104,17 @@ class Hooks:
         kind.read_only = f"{words}: uno only reads it; times, holders, callers and errors are unknown."
         self._off[number] = Off(type(kind).__name__, reason, kind.read_only)
         log.warning("%s: %s", type(kind).__name__, kind.read_only)
+
+
+def is_being_imported(library: str) -> bool:
+    """Whether a module of the library's package is not yet whole. What it lacks then is no other shape of it."""
+    package = library.partition(".")[0]
+    for name, module in list(sys.modules.items()):
+        if name == package or name.startswith(f"{package}."):
+            spec = getattr(module, "__dict__", {}).get("__spec__")
+            if getattr(spec, "_initializing", False):
+                return True
+    return False
 
 
 def version_of(library: str) -> str:

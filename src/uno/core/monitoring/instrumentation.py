@@ -36,7 +36,10 @@ log = logging.getLogger("uno.hooks")
 ONE_CLOCK = get_clock_info("perf_counter").implementation == get_clock_info("monotonic").implementation
 MAX_CALLERS = 64
 MAX_HOLDS = 4_096
+MAX_SLOW = 256
 SLOW_SECONDS = 0.5
+#: For how long a slow call or an error is named as a cause.
+RECENT_SECONDS = 60.0
 OWN = "uno monitor"
 
 _CORE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
@@ -243,7 +246,7 @@ class Stat:
 
     __slots__ = (
         "__weakref__", "active", "callers", "connects", "duration", "errors", "extra", "holds", "last_error",
-        "last_error_kind", "last_ok", "log", "outcomes", "process", "running", "sited", "slow", "slow_sites",
+        "last_error_kind", "last_ok", "log", "outcomes", "process", "running", "sited", "slow", "slow_calls",
         "timeouts", "total", "use", "wait", "waiters",
     )  # fmt: skip
 
@@ -263,7 +266,8 @@ class Stat:
         self.waiters: dict[int, Hold] = {}
         #: calls and errors by caller: the edges of the dependency map
         self.callers: dict[str, tuple[CounterCell, CounterCell]] = {}
-        self.slow_sites: dict[Site | None, int] = {}
+        #: when operations were slow, and from where they were called; None while none was
+        self.slow_calls: deque[tuple[float, Site | None]] | None = None
         #: the operations that run now, by whatever key the hook uses: when each started (perf_counter), for whom
         self.running: dict[float, tuple[float, str]] = {}
         #: operations that went well and are not counted yet: start and end (perf_counter), for whom
@@ -314,10 +318,15 @@ class Stat:
             self.failed(error)
             errors.value += 1
         if seconds > slow:
-            self.slow.value += 1
-            site = call_site(3)
-            if site in self.slow_sites or len(self.slow_sites) < MAX_CALLERS:
-                self.slow_sites[site] = self.slow_sites.get(site, 0) + 1
+            self.note_slow(call_site(3))
+
+    def note_slow(self, site: Site | None) -> None:
+        """An operation was slow that was called from ``site``; of uno's own pings the place tells nobody anything."""
+        self.slow.value += 1
+        if caller() != OWN:
+            if self.slow_calls is None:
+                self.slow_calls = deque(maxlen=MAX_SLOW)
+            self.slow_calls.append((monotonic(), site))
 
     def failed(self, error: BaseException) -> None:
         """Note an error: its type only, for a message may hold a password."""
@@ -398,15 +407,17 @@ def describe_running(stat: Stat, *, most: int = 3) -> str:
 
 
 def describe_slow(stat: Stat, *, most: int = 3) -> str:
-    """Where slow operations were called from: "12 slow from shop/orders.py:40 in search"."""
-    worst = sorted(stat.slow_sites.items(), key=lambda item: -item[1])[:most]
+    """Where the slow operations of the last minute were called from: "12 slow from shop/orders.py:40 in search"."""
+    since = monotonic() - RECENT_SECONDS
+    calls = () if stat.slow_calls is None else stat.slow_calls.copy()
+    worst = Counter(site for moment, site in calls if moment >= since).most_common(most)
     return "; ".join(f"{count} slow from {describe_site(site)}" for site, count in worst)
 
 
 def describe_error(stat: Stat) -> str:
     """The last error by its type and age, when it is the latest thing that happened or under a minute old."""
     age = monotonic() - stat.last_error
-    if not stat.last_error or age > 60:
+    if not stat.last_error or age > RECENT_SECONDS:
         return ""
     return f"last error {stat.last_error_kind} {age:.0f} s ago, {stat.errors.value:g} in all"
 

@@ -32,6 +32,7 @@ from uno.core.monitoring.http_server import (
 from uno.core.monitoring.instrumentation import scope
 from uno.core.monitoring.monitor import ResourceMonitor
 from uno.core.monitoring.sampler import running_loop
+from uno.core.resources.errors import shown
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -99,6 +100,10 @@ def setup_prometheus_exporter(
     if not isinstance(resource_monitor, ResourceMonitor):
         raise TypeError(
             f"setup_prometheus_exporter takes a ResourceMonitor, not {type(resource_monitor).__name__}"
+        )
+    if not (isinstance(prometheus_client, bool) or callable(getattr(prometheus_client, "collect", None))):
+        raise TypeError(
+            f"prometheus_client= is True, False or a CollectorRegistry, not {type(prometheus_client).__name__}"
         )
     return RoutedExporter(
         resource_monitor, created=created, dotted_names=dotted_names, prometheus_client=prometheus_client
@@ -199,10 +204,15 @@ def setup_monitoring(
         raise TypeError("dependencies= is a sequence of FastAPI's Depends: dependencies=[Depends(check)]")
     if not isinstance(http_metrics, (bool, str)):
         raise TypeError(f"http_metrics= is True, False or a resource's id, not {type(http_metrics).__name__}")
+    for name, flag in (("enable_dashboard", enable_dashboard), ("allow_anonymous", allow_anonymous)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name}= is True or False, not {type(flag).__name__}")
     for name, path in (("dashboard_path", dashboard_path), ("health_path", health_path)):
-        if path is not None and not (isinstance(path, str) and path.startswith("/") and path.strip("/")):
+        if path is not None and not (
+            isinstance(path, str) and path.startswith("/") and path.strip("/") and not _NO_PATH.search(path)
+        ):
             raise ValueError(
-                f"{name} begins with '/' and names something, for example '/monitoring', not {path!r}"
+                f"{name} begins with '/' and names something, for example '/monitoring', not {shown(path)}"
             )
     if health_path is not None and health_path.rstrip("/") == dashboard_path.rstrip("/"):
         raise ValueError(f"health_path and dashboard_path are the same, {health_path!r}")
@@ -262,6 +272,8 @@ def _takes(route: Any, scope_: Scope) -> bool:
 
 
 _PARAMETER = re.compile(r"\{[^}]*\}")
+#: What the path of a request never holds, or where it would be a parameter.
+_NO_PATH = re.compile(r"[\s\x00-\x1f?#{}\\]|//")
 
 
 class MonitoringMiddleware:

@@ -41,7 +41,7 @@ from uno.core.monitoring.thresholds import AlertLevel, Threshold
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
 from uno.core.monitoring.workers.wiring import WorkerSharing
 from uno.core.resources import Resource, ResourceManager
-from uno.core.resources.errors import near
+from uno.core.resources.errors import misfit, near
 
 if TYPE_CHECKING:
     import asyncio
@@ -102,6 +102,16 @@ class ResourceMonitor:
                 f"collect_timeout is more than 0 and at most 3600 seconds, not {collect_timeout!r}"
             )
         self.collect_timeout = float(collect_timeout)
+        if service is not None and not isinstance(service, str):
+            raise TypeError(f"service= is the name of the service, not {type(service).__name__}")
+        if history is not None and not (
+            callable(getattr(history, "append", None)) and hasattr(history, "summaries")
+        ):
+            raise TypeError(f"history= is a MemoryHistory or another History, not {type(history).__name__}")
+        if not isinstance(discover, bool):
+            raise TypeError(
+                f"discover= is True or False, not {type(discover).__name__}; for one type call discover_resources()"
+            )
         self.service = service or os.environ.get("OTEL_SERVICE_NAME") or ""
         self.clock = Clock()
         self.started = self.clock.now()
@@ -123,6 +133,7 @@ class ResourceMonitor:
         )
         self.callers = Callers()
         self._metrics: dict[tuple[str, str], Metric[Any]] = {}
+        self._awaited: dict[tuple[str, str], None] = {}  # (resource, metric) that somebody waits for
         self.hooks = Hooks(self.kinds.kinds)
         self._listeners: tuple[Callable[[], None], ...] = ()
         self._stoppers: tuple[Callable[[float], object], ...] = ()
@@ -352,6 +363,8 @@ class ResourceMonitor:
             if read is not None:
                 if not callable(read):
                     raise TypeError(f"read= is a function without arguments, not {type(read).__name__}")
+                if why := misfit(read):
+                    raise TypeError(f"read= is called without arguments, and this function needs some: {why}")
                 if spec.labels:
                     raise MetricError(f"read= gives one number; {name!r} has the labels {list(spec.labels)}")
                 if metric.kind == "histogram":
@@ -435,6 +448,8 @@ class ResourceMonitor:
         """The series of a resource, of a metric, of both, or all, with their statistics at the last tick."""
         if resource_id is not None:
             self.manager.get(resource_id)
+        if metric is not None and not isinstance(metric, str):
+            raise UnknownMetricError(resource_id or "", metric, [])
         if metric is None:
             found = self.store.select(resource_id)
         elif resource_id is not None:
@@ -478,9 +493,31 @@ class ResourceMonitor:
             if threshold.stat not in known:
                 raise MetricError(f"{metric_name!r} has {', '.join(sorted(known))}, not {threshold.stat!r}")
         self.alerts.set(resource_id, resource_type, name, threshold)
+        if resource_id is not None and threshold is not None:
+            self._await_metric(resource_id, name)
+
+    def _await_metric(self, resource_id: str, name: str) -> None:
+        """Say so, once, when the resource is read and does not give the metric: nothing would ever come of it."""
+        if not self._specs(self.manager.get(resource_id)) and (resource_id, name) not in self._metrics:
+            with self._lock:
+                self._awaited[resource_id, name] = None
+
+    def _miss(self) -> None:
+        for resource_id, name in list(self._awaited):
+            names = {s.metric.name for s in self.store.select(resource_id)}
+            if not names and resource_id in self.manager:
+                continue  # not read yet
+            with self._lock:
+                self._awaited.pop((resource_id, name), None)
+            if names and name not in names:
+                log.warning("%r gives no metric %r so far.%s", resource_id, name, near(name, names))
 
     def _check_type(self, resource_type: str) -> None:
         """Say so when a type is unknown so far: it may come later, or be a slip."""
+        if not isinstance(resource_type, str):
+            raise TypeError(
+                f"resource_type= is a name such as 'database', not {type(resource_type).__name__}"
+            )
         types = {"custom", *self.kinds.types(), *(resource.type for resource in self.manager)}
         types |= {type_monitor.resource_type for type_monitor in self.collection.type_monitors}
         if resource_type not in types:
@@ -494,7 +531,8 @@ class ResourceMonitor:
         return self.alerts.on_alert(callback)
 
     def level_of(self, resource_id: str) -> AlertLevel:
-        """The worst level that fires on a resource."""
+        """The worst level that fires on a resource. UnknownResourceError when there is none."""
+        self.manager.get(resource_id)
         return self.alerts.level(resource_id)
 
     def health_of(self, resource_id: str) -> Health:
@@ -553,6 +591,7 @@ class ResourceMonitor:
             self.set_anomaly_detector(AnomalyDetector())
         assert self._anomalies is not None
         self._anomalies.configure(resource_id, name, sensitivity, training_period)
+        self._await_metric(resource_id, name)
 
     # -- reports and maps ------------------------------------------------------------------------------
 
@@ -583,6 +622,8 @@ class ResourceMonitor:
 
     def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call ``listener()`` on the monitor's thread after each tick; it must return at once. Returns what ends it."""
+        if not callable(listener):
+            raise TypeError(f"subscribe takes a function without arguments, not {type(listener).__name__}")
         with self._lock:
             self._listeners = (*self._listeners, listener)
 
@@ -610,6 +651,7 @@ class ResourceMonitor:
             self._aliases.feed()
             self._watch_self()
             frame = self.store.tick(now)
+            self._miss()
             shown = self._guarded("sharing with other workers", partial(self.sharing.tick, frame))
             self._guarded("history", partial(self.history.append, shown) if shown else list)
             resources = {resource.id: resource.type for resource in self.manager}

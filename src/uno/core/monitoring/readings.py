@@ -9,7 +9,7 @@ from typing import NamedTuple
 from uno.core.monitoring.instrumentation import Stat, describe_site
 from uno.core.monitoring.metrics import MetricError
 from uno.core.monitoring.series import Series, SeriesStore
-from uno.core.resources.errors import near
+from uno.core.resources.errors import near, shown
 
 
 class UnknownMetricError(KeyError):
@@ -18,7 +18,7 @@ class UnknownMetricError(KeyError):
     def __init__(self, resource: str, metric: object, known: list[str]) -> None:
         self.resource, self.metric = resource, metric
         hint = near(metric, known) if isinstance(metric, str) else ""
-        self._message = f"{resource!r} has no metric {metric!r}.{hint}"
+        self._message = f"{shown(resource)} has no metric {shown(metric)}.{hint}"
         super().__init__(self._message)
 
     def __str__(self) -> str:
@@ -54,6 +54,10 @@ def reading(store: SeriesStore, series: Series) -> Reading:
 
 def choose(found: Sequence[Series], labels: Mapping[str, str] | None, what: str) -> Series | None:
     """The one series that has ``labels``, None where there is none; MetricError where there are several."""
+    if labels is not None and not isinstance(labels, Mapping):
+        raise MetricError(
+            f"labels= maps names to values, labels={{'state': 'used'}}, not {type(labels).__name__}"
+        )
     fitting = [s for s in found if all(_fits(s.label_map, k, v) for k, v in (labels or {}).items())]
     if len(fitting) > 1:
         options = "; ".join(", ".join(f"{k}={v}" for k, v in s.label_map.items()) for s in fitting[:6])

@@ -138,7 +138,13 @@ class Batch:
         Raises MetricError for labels that ``spec`` does not have and for values that are no numbers.
         """
         if labels:
-            if labels.keys() != set(spec.labels):
+            try:
+                fits = labels.keys() == set(spec.labels)
+            except AttributeError:
+                raise MetricError(
+                    f"labels of {spec.name!r} map names to values, not {type(labels).__name__}"
+                ) from None
+            if not fits:
                 raise MetricError(f"{spec.name!r} has the labels {list(spec.labels)}, got {sorted(labels)}")
             key = tuple(clean_label(labels[name]) for name in spec.labels)
         elif spec.labels:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import enum
 import math
+import sys
 from datetime import timedelta
 from typing import Any, Final, Literal, NamedTuple, Self
+
+from uno.core.resources.errors import shown
 
 Direction = Literal["auto", "above", "below"]
 State = Literal["ok", "pending", "firing"]
@@ -91,6 +94,10 @@ class Threshold:
     ) -> Self:
         if warning is None and critical is None:
             raise ThresholdError("a threshold needs a level: pass warning=, critical= or both")
+        if not isinstance(alert_message, str):
+            raise ThresholdError(f"alert_message is a text, not {type(alert_message).__name__}")
+        if stat is not None and not isinstance(stat, str):
+            raise ThresholdError(f"stat names a statistic, for example 'max', not {type(stat).__name__}")
         warning = _number("warning", warning)
         critical = _number("critical", critical)
         above = _is_above(warning, critical, direction)
@@ -166,14 +173,18 @@ def _number(name: str, value: float | None) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ThresholdError(f"{name} must be a number, not {type(value).__name__}")
-    if math.isnan(value):
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ThresholdError(f"{name} is larger than any value can be") from None
+    if math.isnan(number):
         raise ThresholdError(f"{name} is NaN, which nothing is above or below: pass a number")
-    return float(value)
+    return number
 
 
 def _is_above(warning: float | None, critical: float | None, direction: str) -> bool:
     if direction not in ("auto", "above", "below"):
-        raise ThresholdError(f"direction must be 'auto', 'above' or 'below', not {direction!r}")
+        raise ThresholdError(f"direction must be 'auto', 'above' or 'below', not {shown(direction)}")
     if warning is None or critical is None or warning == critical:
         return direction != "below"
     rising = warning < critical
@@ -209,7 +220,7 @@ def _seconds(name: str, value: float | timedelta) -> float:
         value = value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ThresholdError(f"{name} must be seconds or a timedelta, not {type(value).__name__}")
-    if not 0 <= value < math.inf:
+    if not 0 <= value <= sys.float_info.max:
         raise ThresholdError(f"{name} must be a finite duration of 0 seconds or more, not {value!r}")
     return float(value)
 

@@ -14,15 +14,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from uno.core.monitoring.instrumentation import ATTRIBUTE, Stat
 from uno.core.monitoring.metrics import CounterCell, HistogramCell, Kind, MetricError, Spec, metric_of
 from uno.core.monitoring.series import current_batch
+from uno.core.monitoring.thresholds import Threshold
 from uno.core.resources import Identity, Resource
-from uno.core.resources.errors import near
+from uno.core.resources.errors import near, shown
 
 if TYPE_CHECKING:
-    from uno.core.monitoring.thresholds import Threshold
     from uno.core.resources import ResourceManager
 
 #: Gauges that hooks alone know; unknown while a library is only read.
 BY_HOOKS = frozenset(("uno.db.client.connection.oldest_use", "http.client.active_requests"))
+
+
+def _pairs(rules: object) -> list[tuple[object, ...]]:
+    """What stands in ``thresholds``; whatever is no tuple as an empty one."""
+    if not isinstance(rules, Sequence):
+        return [()]
+    return [rule if isinstance(rule, tuple) else () for rule in rules]
 
 
 class ResourceTypeMonitor:
@@ -62,12 +69,17 @@ class ResourceTypeMonitor:
         self.resource_manager = resource_manager
         if resource_type is not None:
             if not isinstance(resource_type, str) or not resource_type:
-                raise ValueError(f"resource_type is a non-empty string, not {resource_type!r}")
+                raise ValueError(f"resource_type is a non-empty string, not {shown(resource_type)}")
             self.resource_type = resource_type  # type: ignore[misc]
         if not self.resource_type:
             raise ValueError(
                 f"{type(self).__name__} needs a resource_type: super().__init__(manager, resource_type=...)"
             )
+        for rule in _pairs(self.thresholds):
+            if not (len(rule) == 2 and isinstance(rule[0], str) and isinstance(rule[1], Threshold)):
+                raise TypeError(
+                    f'{type(self).__name__}.thresholds holds pairs such as ("depth", Threshold(warning=10))'
+                )
         self.specs: dict[str, Spec] = {spec.name: spec for spec in self.metrics}
         self._is_set_up = False
 
@@ -79,8 +91,8 @@ class ResourceTypeMonitor:
     def ensure_set_up(self) -> None:
         """Call :meth:`setup_metrics` unless that was done."""
         if not self._is_set_up:
-            self._is_set_up = True
             self.setup_metrics()
+            self._is_set_up = True
 
     def add_metric(
         self,

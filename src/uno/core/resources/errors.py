@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 def near(word: str, known: Iterable[str]) -> str:
@@ -18,6 +18,30 @@ def meant(word: str, known: Iterable[str]) -> str:
 
     close = get_close_matches(word, sorted(set(known)), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+
+
+def shown(value: object) -> str:
+    """A wrong argument in a message: text and numbers as they are, of any other object its class, since its own text
+    may hold a password."""
+    if value is None or isinstance(value, (str, int, float)):
+        text = repr(value)
+        return text if len(text) <= 100 else text[:100] + "…"
+    return f"an object of class {type(value).__name__}"
+
+
+def misfit(function: Callable[..., object], *arguments: object) -> str:
+    """Why ``function`` cannot be called with ``arguments``; "" when it can, or when that cannot be told."""
+    import inspect
+
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return ""
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        return str(error)
+    return ""
 
 
 class ResourceError(ValueError):
@@ -39,8 +63,11 @@ class UnknownResourceError(KeyError):
 
     def __init__(self, id: object, known: Iterable[str]) -> None:
         self.id = id
-        hint = near(id, known) if isinstance(id, str) else ""
-        self._message = f"no resource {id!r} is registered.{hint}"
+        self._message = (
+            f"no resource {shown(id)} is registered.{near(id, known)}"
+            if isinstance(id, str)
+            else f"a resource is named by its id, a str such as 'main-db', not by {shown(id)}"
+        )
         super().__init__(self._message)
 
     def __str__(self) -> str:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
-from uno.core.resources.errors import DuplicateResourceError, ResourceError, UnknownResourceError
+from uno.core.resources.errors import (
+    DuplicateResourceError,
+    ResourceError,
+    UnknownResourceError,
+    misfit,
+    shown,
+)
 from uno.core.resources.resource import ID, Driver, Identity, Resource
 from uno.core.resources.workers import Workers
 
 CUSTOM = "custom"
+#: An address with user and password: no text for people.
+_ADDRESS = re.compile(r"://[^/?#\s]*:[^/?#\s]*@")
 #: Prometheus and uno set these themselves.
 RESERVED_LABELS = frozenset(("resource", "le", "quantile"))
 
@@ -85,6 +94,15 @@ class ResourceManager:
             raise ResourceError("register(None) needs read=: a function that returns the numbers")
         if read is not None and not callable(read):
             raise ResourceError(f"read= is a function without arguments, not {_kind(read)}")
+        if read is not None and (why := misfit(read)):
+            raise ResourceError(f"read= is called without arguments, and this function needs some: {why}")
+        if loop is not None and not callable(getattr(loop, "call_soon_threadsafe", None)):
+            raise ResourceError(f"loop= is the event loop that owns the object, not {_kind(loop)}")
+        for what, text in (("id", id), ("name", name)):
+            if isinstance(text, str) and _ADDRESS.search(text):
+                raise ResourceError(
+                    f"{what}= is shown everywhere, and this address holds a password; use another"
+                )
         driver = self.kinds.driver_of(obj) if obj is not None else None
         return self._add(
             obj, driver, id, name, type, labels, depends_on, read, loop, discovered=False, how="registered"
@@ -121,15 +139,16 @@ class ResourceManager:
             id = name
         if id is not None and not (isinstance(id, str) and ID.match(id)):
             raise ResourceError(
-                f"bad resource id {id!r}: use 1 to 120 letters, digits and any of _ . : / @ + -, for example 'main-db'"
+                f"bad resource id {shown(id)}: use 1 to 120 letters, digits and any of _ . : / @ + -, "
+                "for example 'main-db'"
             )
         if name is not None and not (isinstance(name, str) and name.strip()):
-            raise ResourceError(f"name= is a text for people, for example 'Main database', not {name!r}")
+            raise ResourceError(f"name= is a text for people, for example 'Main database', not {shown(name)}")
         if type is None:
             type = driver.resource_type if driver is not None else CUSTOM
         if not isinstance(type, str) or not ID.match(type):
             raise ResourceError(
-                f"bad resource type {type!r}: use letters, digits and _, for example 'database'"
+                f"bad resource type {shown(type)}: use letters, digits and _, for example 'database'"
             )
         labels, needs = _checked_labels(labels), _checked_needs(depends_on)
         with self._lock:  # also while listeners are told, so that they hear of things in their order
@@ -232,7 +251,7 @@ class ResourceManager:
     def __contains__(self, id: object) -> bool:
         if isinstance(id, Resource):
             return self._resources.get(id.id) is id
-        return id in self._resources
+        return isinstance(id, str) and id in self._resources
 
     def __repr__(self) -> str:
         return f"<ResourceManager with {len(self)} resources>"

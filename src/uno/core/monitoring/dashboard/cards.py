@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from uno import __version__
 from uno.core.monitoring.alerts import Alert, human, title_of
-from uno.core.monitoring.health import NO_ANSWER, Health, HealthStatus
+from uno.core.monitoring.dependencies import RANK, shown_level
+from uno.core.monitoring.health import NO_ANSWER, Health
 from uno.core.monitoring.hooks import notes_of
 from uno.core.monitoring.names import STANDARD
 from uno.core.monitoring.series import STATS, Frame, Selector, Series, select_column
@@ -35,14 +36,7 @@ UTILIZATION = "uno.resource.utilization"
 FIGURES = 4
 SPARK_TICKS = 60
 WORDS = 160  # characters of a cause in the verdict
-SERVER_RANK = {"ok": 0, "unknown": 1, "warning": 2, "critical": 3}
-_OF_STATUS = {
-    HealthStatus.UP: "ok",
-    HealthStatus.DEGRADED: "warning",
-    HealthStatus.SATURATED: "warning",
-    HealthStatus.UNKNOWN: "unknown",
-    HealthStatus.DOWN: "critical",
-}
+NAME = 80  # characters of a resource's name there
 
 Steps = Generator[None, None, dict[str, Any]]
 
@@ -136,7 +130,7 @@ class Cards:
         for resource in monitor.manager:
             resources.append(self.card(resource, now, levels, axis, by_resource.get(resource.id, [])))
             yield
-        resources.sort(key=lambda card: (-SERVER_RANK[card["level"]], card["type"], card["name"]))
+        resources.sort(key=lambda card: (-RANK[card["level"]], card["type"], card["name"]))
         frame = monitor.view.frame
         return {
             "version": __version__,
@@ -432,14 +426,14 @@ def readable(reason: str) -> str:
 
 def _level(health: Health, levels: Mapping[str, AlertLevel] | None) -> str:
     """The worse of what the alerts and what the health say."""
-    firing = max(levels.values(), default=AlertLevel.OK).label if levels else "ok"
-    return max(firing, _OF_STATUS[health.status], key=SERVER_RANK.__getitem__)
+    return shown_level(health, max((levels or {}).values(), default=AlertLevel.OK))
 
 
 def _sentence(name: str, health: dict[str, Any], alert: Alert | None, room: int) -> str:
     why = (alert.cause or alert.message) if alert is not None else health["reason"]
     status = health["status"]
     state = "has an alert" if status == "up" else f"is {status}"
+    name = cut(name, NAME)
     return f"{name} {state} ({cut(why, room)})" if why else f"{name} {state}"
 
 

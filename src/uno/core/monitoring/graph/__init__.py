@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from uno.core.monitoring.files import write
 from uno.core.monitoring.graph.model import COLOURS, KINDS, Edge, EdgeKind, Level, Node, NodeKind, utf8
 
 __all__ = ["DependencyGraph", "Edge", "EdgeKind", "Level", "Node", "NodeKind"]
@@ -110,34 +111,19 @@ class DependencyGraph:
 
     def export_dot(self, path: str | os.PathLike[str]) -> Path:
         """Write `to_dot()` to a file, in one piece or not at all, with its directory. Raises OSError."""
-        return _write(path, self.to_dot())
+        return write(path, lambda file: file.write(self.to_dot()))
 
     def export_json(self, path: str | os.PathLike[str]) -> Path:
         """Write `to_dict()` to a file, in one piece or not at all, with its directory. Raises OSError."""
         import json
 
-        return _write(path, json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return write(path, lambda file: file.write(text))
 
 
 def _sum(a: Edge, b: Edge) -> Edge:
     rate = a.rate if b.rate is None else b.rate if a.rate is None else a.rate + b.rate
     return a._replace(calls=a.calls + b.calls, rate=rate, errors=a.errors + b.errors)
-
-
-def _write(path: str | os.PathLike[str], text: str) -> Path:
-    target = Path(path)
-    real = Path(os.path.realpath(target))  # a link stays a link
-    if real.is_dir():
-        raise IsADirectoryError(f"{target} is a directory; give the name of a file in it")
-    real.parent.mkdir(parents=True, exist_ok=True)
-    temporary = real.parent / f".uno-{os.getpid()}-{os.urandom(6).hex()}.tmp"
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, real)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return target
 
 
 def _json_safe(row: Node | Edge) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def _chosen(monitor: ResourceMonitor, type: str | None, id: str | None) -> list[
         return resources
     known = {*monitor.kinds.types(), *(resource.type for resource in monitor.manager)}
     known |= {type_monitor.resource_type for type_monitor in monitor.collection.type_monitors}
-    if type not in known:
+    if not isinstance(type, str) or type not in known:
         raise UnknownResourceTypeError(type, known)
     return [resource for resource in resources if resource.type == type]
 

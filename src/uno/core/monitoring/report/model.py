@@ -79,7 +79,8 @@ class Report:
         self.rows, self.alerts, self.notes = rows, alerts, notes
 
     def __repr__(self) -> str:
-        from uno.core.monitoring.report.show import period, plain
+        from uno.core.monitoring.alerts import plain
+        from uno.core.monitoring.report.show import period
 
         return f"<Report {period(self.start, self.end)}: {plain(self.verdict)}>"
 
@@ -120,7 +121,7 @@ class Report:
         """Write everything as JSON and return the path; as export_csv in all else."""
         import json
 
-        from uno.core.monitoring.report.files import write
+        from uno.core.monitoring.files import write
 
         return write(path, lambda file: json.dump(self.to_dict(), file, indent=2, ensure_ascii=False))
 
@@ -132,7 +133,7 @@ class Report:
         """
         import csv
 
-        from uno.core.monitoring.report.files import write
+        from uno.core.monitoring.files import write
 
         def cell(value: Any) -> Any:
             if isinstance(value, dict):

@@ -6,7 +6,7 @@ from datetime import datetime
 from textwrap import shorten, wrap
 from typing import TYPE_CHECKING
 
-from uno.core.monitoring.alerts import human
+from uno.core.monitoring.alerts import human, plain
 
 if TYPE_CHECKING:
     from uno.core.monitoring.alerts import Alert
@@ -151,8 +151,3 @@ def _left_out(report: Report) -> list[str]:
     if silent and known:
         lines.append(f"{silent:,} series {'has' if silent == 1 else 'have'} no samples in this time.")
     return lines
-
-
-def plain(words: str) -> str:
-    """Without characters that would steer a terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words)

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from uno.core.monitoring.instrumentation import (
     ATTRIBUTE,
-    MAX_CALLERS,
     MAX_HOLDS,
     ONE_CLOCK,
     OWN,
@@ -259,10 +258,7 @@ def end(begun: Begun | None, slow: float, *, timed: bool = True) -> None:
 
 def note_slow(stat: Stat) -> None:
     """An operation was slow: note from where it was called."""
-    stat.slow.value += 1
-    site = call_site(4)
-    if site in stat.slow_sites or len(stat.slow_sites) < MAX_CALLERS:
-        stat.slow_sites[site] = stat.slow_sites.get(site, 0) + 1
+    stat.note_slow(call_site(4))
 
 
 def fail(begun: Begun | None, error: BaseException, slow: float, *, timed: bool = True) -> None:

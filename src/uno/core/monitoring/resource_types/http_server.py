@@ -44,7 +44,8 @@ class ServerTarget:
         self.unanswered = durations(method, route, "error.type")
         #: requests in progress by method, for the methods that were used
         self.active: dict[str, GaugeCell] = {}
-        self._marks: deque[tuple[float, float, float]] = deque()
+        #: at each tick of the last seconds: the time, requests, failures by method, route and kind
+        self._marks: deque[tuple[float, float, dict[tuple[str, str, str], float]]] = deque()
 
     def method(self, name: str) -> tuple[str, GaugeCell]:
         """The method as it is recorded, and the gauge of its requests in progress."""
@@ -59,24 +60,36 @@ class ServerTarget:
 
     def totals(self) -> tuple[float, float]:
         """(requests, failures of the application) since the beginning, up to the last tick."""
-        requests = sum(cell.totals.count for family in self.families for _, cell in family.cells())
-        failures = sum(
-            cell.totals.count
-            for family in (self.failed, self.unanswered)
-            for labels, cell in family.cells()
-            if labels[-1] not in NO_FAULT
-        )
-        return requests, failures
+        return self._requests(), sum(self._failures().values())
+
+    def _requests(self) -> float:
+        return sum(cell.totals.count for family in self.families for _, cell in family.cells())
+
+    def _failures(self) -> dict[tuple[str, str, str], float]:
+        found: dict[tuple[str, str, str], float] = {}
+        for family in (self.failed, self.unanswered):
+            for labels, cell in family.cells():
+                if labels[-1] not in NO_FAULT:
+                    key = labels[0], labels[1], labels[-1]
+                    found[key] = found.get(key, 0.0) + cell.totals.count
+        return found
 
     def error_ratio(self) -> float | None:
         """The share of requests that failed in the last 10 s; None when there was no request."""
         now = monotonic()
         marks = self._marks
-        marks.append((now, *self.totals()))
+        marks.append((now, self._requests(), self._failures()))
         while len(marks) > 1 and now - marks[1][0] >= RECENT:
             marks.popleft()
-        requests, failures = marks[-1][1] - marks[0][1], marks[-1][2] - marks[0][2]
-        return failures / requests if requests > 0 else None
+        requests = marks[-1][1] - marks[0][1]
+        return sum(self.recent_failures().values()) / requests if requests > 0 else None
+
+    def recent_failures(self) -> dict[tuple[str, str, str], float]:
+        """How many requests failed in the last 10 s, by method, route and kind of failure."""
+        if not self._marks:
+            return {}
+        before, after = self._marks[0][2], self._marks[-1][2]
+        return {key: n for key, count in after.items() if (n := count - before.get(key, 0.0)) > 0}
 
 
 class HTTPServerMonitor(ResourceTypeMonitor):
@@ -116,12 +129,6 @@ class HTTPServerMonitor(ResourceTypeMonitor):
         return True
 
     def explain(self, target: ServerTarget, metric: str) -> str:
-        """Which routes fail most, and by what."""
-        failed = [
-            (cell.totals.count, labels[0], labels[1], labels[-1])
-            for family in (target.failed, target.unanswered)
-            for labels, cell in family.cells()
-            if labels[-1] not in NO_FAULT and cell.totals.count
-        ]
-        failed.sort(reverse=True)
-        return "; ".join(f"{n:,} x {kind} in {method} {route}" for n, method, route, kind in failed[:3])
+        """Which routes fail most at present, and by what."""
+        failed = sorted(target.recent_failures().items(), key=lambda item: (-item[1], item[0]))
+        return "; ".join(f"{n:,.0f} x {kind} in {method} {route}" for (method, route, kind), n in failed[:3])

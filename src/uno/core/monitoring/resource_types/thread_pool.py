@@ -14,7 +14,6 @@ from typing import Any
 
 from uno.core.monitoring.instrumentation import (
     ATTRIBUTE,
-    MAX_CALLERS,
     ONE_CLOCK,
     SLOW_SECONDS,
     CallScope,
@@ -262,10 +261,7 @@ def _run(original: Any) -> Any:
                 stat.outcome("failed").value += 1
                 stat.done(now - start, failure, name, inf)
             if now - start > SLOW_SECONDS:
-                stat.slow.value += 1
-                site = worker.site
-                if site in stat.slow_sites or len(stat.slow_sites) < MAX_CALLERS:
-                    stat.slow_sites[site] = stat.slow_sites.get(site, 0) + 1
+                stat.note_slow(worker.site)
             worker.item = None  # the task and its result go when the application drops them
         except Exception as error:  # noqa: BLE001
             failures("ThreadPoolExecutor.run", error)

@@ -14,18 +14,32 @@ def write(path: str | os.PathLike[str], fill: Callable[[TextIO], object]) -> Pat
     """Let ``fill`` write a UTF-8 text file, in directories that are made, and return its path.
 
     It is written beside its place and then put there at once. Whatever is raised, an older file stays as it was
-    and nothing else is left behind; an OSError names ``path``. Devices and pipes are written to directly.
+    and nothing else is left behind; an OSError names ``path``. Devices, pipes and open descriptors (``/dev/stdout``)
+    are written to directly.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"the path of a file is a str or a Path, not {type(path).__name__}")
     asked = Path(path)
     if asked.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "the report needs a file name, this is a directory", str(asked))
+        raise IsADirectoryError(
+            errno.EISDIR, "this is a directory, give the name of a file in it", os.fspath(path) or str(asked)
+        )
     how = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
-    if asked.exists() and not asked.is_file():
-        with open(asked, "w", **how) as file:  # type: ignore[call-overload]
+    opened = os.path.abspath(asked).startswith(
+        ("/dev/", "/proc/")
+    )  # a file there is one that is open already
+    if asked.exists() and (opened or not asked.is_file()):
+        with open(asked, "a", **how) as file:  # type: ignore[call-overload]
             fill(file)
         return asked
     target = Path(os.path.realpath(asked))  # a link keeps pointing where it points
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        place = next(up for up in target.parents if up.exists())
+        raise NotADirectoryError(
+            errno.ENOTDIR, "this is no directory, files cannot be put in it", str(place)
+        ) from None
     beside = target.parent / f".uno-{os.urandom(6).hex()}.tmp"
     try:
         with open(beside, "x", **how) as file:  # type: ignore[call-overload]
