@@ -44,6 +44,8 @@ class ResourceTypeMonitor:
     tested: ClassVar[str] = ""
     #: What is measured.
     metrics: ClassVar[tuple[Spec, ...]] = ()
+    #: What the server is asked for, where it can be: such a series comes with the first answer.
+    asked: ClassVar[tuple[Spec, ...]] = ()
     #: Levels that apply unless the application sets others: (metric, threshold).
     thresholds: ClassVar[tuple[tuple[str, Threshold], ...]] = ()
     #: False: found anywhere in the process. True: only where a first-party name holds it (there are many others).
@@ -68,7 +70,7 @@ class ResourceTypeMonitor:
             raise ValueError(
                 f"{type(self).__name__} needs a resource_type: super().__init__(manager, resource_type=...)"
             )
-        self.specs: dict[str, Spec] = {spec.name: spec for spec in self.metrics}
+        self.specs: dict[str, Spec] = {spec.name: spec for spec in (*self.metrics, *self.asked)}
         self._is_set_up = False
 
     # -- definition ------------------------------------------------------------------------------------
@@ -169,6 +171,9 @@ class ResourceTypeMonitor:
     def ping(self, target: Any) -> Awaitable[object] | object:
         """Whether the resource works: returns (anything but False) or raises. None: nothing can be told."""
         return None
+
+    def answered(self, target: Any) -> None:
+        """The server has answered a ping, or was seen to: ask now what else is to be known of it. Must not block."""
 
     def suspect(self, target: Any) -> bool:
         """Whether calls of the application seem to hang at present, so that a ping is due now. Reads memory only."""

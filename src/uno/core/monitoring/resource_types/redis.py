@@ -59,6 +59,7 @@ from uno.core.monitoring.resource_types._redis_parts import (
     pool_use_of,
     text_of,
 )
+from uno.core.monitoring.resource_types._server import METRICS, ServerConnections, told_by_redis
 from uno.core.monitoring.thresholds import Threshold
 from uno.core.resources import Identity, Resource
 
@@ -91,6 +92,7 @@ class _Clients(PooledMonitor):
 
     resource_type = "redis"
     metrics = PooledMonitor.metrics + pick("uno.messaging.consumer.lag", "uno.messaging.consumer.pending")
+    asked = METRICS
     client = "Redis"
     modules: tuple[str, str]
     thresholds = (
@@ -170,6 +172,7 @@ class _Clients(PooledMonitor):
         return found
 
     def detach(self, target: Any) -> None:
+        super().detach(target)
         probe = stat_of(_pool(target)).extra.pop("probe", None)
         if probe is not None:
             probe.close(self.bound_loop(target))
@@ -242,6 +245,14 @@ class RedisClient(_Clients):
             return None
         return bool(_client(self, target).ping())
 
+    def server_connections(self, target: Any) -> Any:
+        client = _client(self, target)
+        info, config = client.info("clients"), None
+        if "maxclients" not in info:
+            with suppress(Exception):  # it may be forbidden
+                config = client.config_get("maxclients")
+        return told_by_redis(info, config)
+
 
 class AsyncRedisClient(_Clients):
     """A redis-py client for asyncio."""
@@ -285,6 +296,14 @@ class AsyncRedisClient(_Clients):
         if self.bound_loop(target) is not asyncio.get_running_loop() or not self.has_free_slot(target):
             return None
         return bool(await _client(self, target).ping())
+
+    async def server_connections(self, target: Any) -> ServerConnections:
+        client = _client(self, target)
+        info, config = await client.info("clients"), None
+        if "maxclients" not in info:
+            with suppress(Exception):
+                config = await client.config_get("maxclients")
+        return told_by_redis(info, config)
 
 
 class ValkeyClient(RedisClient):
