@@ -191,6 +191,10 @@ class ResourceTypeMonitor:
         """(in use, limit) for "4 of 10", or None."""
         return None
 
+    def limit_parts(self, target: Any) -> tuple[float, ...]:
+        """What the limit of :meth:`capacity` is the sum of, where the application chose several numbers."""
+        return ()
+
     def explain(self, target: Any, metric: str) -> str:
         """What causes the present value of ``metric``, in words: who holds, which line, which error."""
         return ""

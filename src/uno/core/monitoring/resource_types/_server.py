@@ -60,9 +60,3 @@ def asked_by_cursor(cursor: Any, system: str) -> ServerConnections:
         cursor.execute(question)
         found.append(cursor.fetchone())
     return told_by_mysql(*found)
-
-
-def told_by_redis(info: Any, config: Any = None) -> ServerConnections:
-    """The answers to INFO clients and, before version 7, to CONFIG GET maxclients."""
-    limit = info.get("maxclients", (config or {}).get("maxclients"))
-    return ServerConnections(None if limit is None else float(limit), None, info.get("connected_clients"))

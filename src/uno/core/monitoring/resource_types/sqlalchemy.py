@@ -106,6 +106,12 @@ class SqlalchemyEngine(PooledMonitor):
     def pool_use(self, target: Any) -> PoolUse:
         return _use(self.engine(target).pool)
 
+    def limit_parts(self, target: Any) -> tuple[float, ...]:
+        pool = self.engine(target).pool
+        if _use(pool).limit is None or not getattr(pool, "_max_overflow", 0):
+            return ()
+        return float(pool.size()), float(pool._max_overflow)
+
     def install(self) -> list[Callable[[], None]]:
         from importlib import import_module
 
