@@ -11,6 +11,7 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -311,6 +312,12 @@ class Collection:
         if driver.suspect(target):
             job.not_before = min(job.not_before, job.started + RETRY)
 
+    def _answered(self, resource: Resource) -> None:
+        driver, target = resource.driver, resource.target
+        if isinstance(driver, ResourceTypeMonitor) and target is not None:
+            with suppress(Exception):  # it could not be read, which the next collection will tell
+                driver.answered(target)
+
     def _pinged(self, resource: Resource, result: Any, error: BaseException | None, reason: str) -> None:
         if resource not in self._manager:
             return
@@ -330,3 +337,5 @@ class Collection:
         self._health.record_ping(
             resource.id, ok, reason or ("" if ok else "ping answered no"), self._clock.now()
         )
+        if ok:
+            self._answered(resource)

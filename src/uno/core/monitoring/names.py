@@ -36,6 +36,12 @@ _TABLE: tuple[Spec, ...] = (
     Spec("db.client.operation.duration", "histogram", "Duration of queries and commands", "s", (), "Query time"),
     Spec("uno.db.client.slow_operations", "counter", "Queries slower than the slow limit", "{query}", (),
          "Slow queries"),
+    Spec("uno.db.server.connection.max", "gauge", "Most connections that the server itself takes, from anybody",
+         "{connection}", (), "Server's limit"),
+    Spec("uno.db.server.connection.reserved", "gauge", "Connections that the server keeps for its administrators",
+         "{connection}", (), "Server's reserve"),
+    Spec("uno.db.server.connection.count", "gauge", "Connections that are open at the server, from anybody",
+         "{connection}", (), "Open at the server"),
     # web applications
     Spec("http.server.request.duration", "histogram", "Duration of HTTP server requests", "s",
          ("http.request.method", "http.route", "http.response.status_code"), "Request time"),
@@ -228,6 +234,9 @@ _TABLE: tuple[Spec, ...] = (
 
 #: Gauges that are not added up over the workers of a service: what a broker counts is the same for all who ask it.
 _MERGED: dict[str, Merge] = {
+    "uno.db.server.connection.max": "max",
+    "uno.db.server.connection.reserved": "max",
+    "uno.db.server.connection.count": "max",
     "messaging.destination.depth": "max",
     "messaging.consumer.count": "max",
     "messaging.client.connection.up": "min",
@@ -255,6 +264,8 @@ _DB = {
     "connections_max": "db.client.connection.max",
     "connections_waiting": "db.client.connection.pending_requests",
     "connection_timeouts": "db.client.connection.timeouts",
+    "server_connections": "uno.db.server.connection.count",
+    "server_connections_max": "uno.db.server.connection.max",
     "connection_wait_time": "db.client.connection.wait_time",
     "connection_use_time": "db.client.connection.use_time",
     "query_duration": "db.client.operation.duration",

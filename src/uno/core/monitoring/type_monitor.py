@@ -51,6 +51,8 @@ class ResourceTypeMonitor:
     tested: ClassVar[str] = ""
     #: What is measured.
     metrics: ClassVar[tuple[Spec, ...]] = ()
+    #: What the server is asked for, where it can be: such a series comes with the first answer.
+    asked: ClassVar[tuple[Spec, ...]] = ()
     #: Levels that apply unless the application sets others: (metric, threshold).
     thresholds: ClassVar[tuple[tuple[str, Threshold], ...]] = ()
     #: False: found anywhere in the process. True: only where a first-party name holds it (there are many others).
@@ -80,7 +82,7 @@ class ResourceTypeMonitor:
                 raise TypeError(
                     f'{type(self).__name__}.thresholds holds pairs such as ("depth", Threshold(warning=10))'
                 )
-        self.specs: dict[str, Spec] = {spec.name: spec for spec in self.metrics}
+        self.specs: dict[str, Spec] = {spec.name: spec for spec in (*self.metrics, *self.asked)}
         self._is_set_up = False
 
     # -- definition ------------------------------------------------------------------------------------
@@ -185,6 +187,9 @@ class ResourceTypeMonitor:
         """Whether the resource works: returns (anything but False) or raises. None: nothing can be told."""
         return None
 
+    def answered(self, target: Any) -> None:
+        """The server has answered a ping, or was seen to: ask now what else is to be known of it. Must not block."""
+
     def suspect(self, target: Any) -> bool:
         """Whether calls of the application seem to hang at present, so that a ping is due now. Reads memory only."""
         return False
@@ -200,6 +205,10 @@ class ResourceTypeMonitor:
     def capacity(self, target: Any) -> tuple[float, float | None] | None:
         """(in use, limit) for "4 of 10", or None."""
         return None
+
+    def limit_parts(self, target: Any) -> tuple[float, ...]:
+        """What the limit of :meth:`capacity` is the sum of, where the application chose several numbers."""
+        return ()
 
     def explain(self, target: Any, metric: str) -> str:
         """What causes the present value of ``metric``, in words: who holds, which line, which error."""

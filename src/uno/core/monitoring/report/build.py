@@ -11,9 +11,10 @@ from uno.core.monitoring.discovery import UnknownResourceTypeError
 from uno.core.monitoring.history import Levels
 from uno.core.monitoring.report.model import Report, Row
 from uno.core.monitoring.report.show import clock_time
-from uno.core.monitoring.report.sizing import advice
+from uno.core.monitoring.report.sizing import Pool, advice, against_servers
 from uno.core.monitoring.series import STATS
 from uno.core.monitoring.thresholds import AlertLevel
+from uno.core.monitoring.type_monitor import ResourceTypeMonitor
 
 if TYPE_CHECKING:
     from uno.core.monitoring.monitor import ResourceMonitor
@@ -70,10 +71,45 @@ def build_report(
         notes.append(f"The history begins at {clock_time(_moment(clock.wall(oldest)), start)}.")
     if not all(row.exact for row in rows):
         notes.append("~: five-minute means stand in for samples that are no longer kept.")
-    notes += [f"Sizing: {words}" for words in advice(rows, monitor.interval, monitor.sharing.count)]
     current = until > clock.now() - 2 * monitor.interval
+    notes += [f"Sizing: {words}" for words in _sizing(monitor, rows, resources, current=current)]
     verdict = _verdict(resources, rows, fired, resource_type, current=current)
     return Report(start, end, verdict, rows, fired, notes)
+
+
+def _sizing(
+    monitor: ResourceMonitor, rows: list[Row], resources: list[Resource], *, current: bool
+) -> list[str]:
+    """Which sizes would fit, and, where the time ends now, what all pools together may ask of their servers."""
+    workers = monitor.sharing.count
+    pools = {resource.id: _pool(monitor, resource) for resource in monitor.manager}
+    told = advice(rows, monitor.interval, pools, workers)
+    if current:
+        wanted = {pools[resource.id].server for resource in resources if resource.id in pools}
+        sums = against_servers(pools, workers)
+        told += [words for server, words in sums.items() if server in wanted]
+    return told
+
+
+def _pool(monitor: ResourceMonitor, resource: Resource) -> Pool:
+    """What is known at present of a pool, and of its server by whichever worker has asked it."""
+    target, driver = resource.target, resource.driver
+    if target is None or not isinstance(driver, ResourceTypeMonitor):
+        return Pool(None)
+    try:
+        limit, parts = (driver.capacity(target) or (0, None))[1], driver.limit_parts(target)
+    except Exception:  # noqa: BLE001 - of an unexpected shape: its collection says so
+        return Pool(None)
+    if not driver.asked:
+        return Pool(limit)
+    told = []
+    for what in ("max", "reserved", "count"):
+        found = monitor.view.select(resource.id, f"uno.db.server.connection.{what}")
+        told.append(monitor.view.value(found[0]) if found else None)
+    database = resource.labels.get("db.namespace", "")
+    server = (resource.endpoint or "").removesuffix(f"/{database}")
+    setting = "maxclients" if resource.type == "redis" else "max_connections"
+    return Pool(limit, parts, server, setting, *told)
 
 
 def _moment(seconds: float) -> datetime:

@@ -5,8 +5,9 @@ Size and waiting are read from the pool; times, holders, callers and errors come
 
 from __future__ import annotations
 
+import inspect
 import weakref
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from time import monotonic, perf_counter
 from typing import Any, NamedTuple
@@ -30,6 +31,14 @@ from uno.core.monitoring.instrumentation import (
 )
 from uno.core.monitoring.metrics import MAX_PENDING
 from uno.core.monitoring.names import pick
+from uno.core.monitoring.resource_types._probe import Probe
+from uno.core.monitoring.resource_types._server import (
+    ASK_SECONDS,
+    DEADLINE,
+    METRICS,
+    SHOWN_SECONDS,
+    ServerConnections,
+)
 from uno.core.monitoring.thresholds import Threshold
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
 from uno.core.resources import Identity, Resource
@@ -43,6 +52,7 @@ STALL = 1.0
 SITE_SECONDS = 0.001
 _new = tuple.__new__  # _new(Hold, ...) is half the cost of Hold(...)
 _CONNECTING = "_uno_connecting"
+_SERVER = "server"
 _STATE = "db.client.connection.state"
 
 #: Levels of a database's pool.
@@ -140,6 +150,11 @@ class PooledMonitor(ResourceTypeMonitor):
         update("db.client.operation.duration", stat.duration)
         update("uno.db.client.slow_operations", stat.slow)
         update("uno.resource.errors", stat.errors)
+        probe: Probe[ServerConnections] | None = stat.extra.get(_SERVER)
+        if probe is not None and probe.is_fresh():
+            for spec, value in zip(METRICS, probe.found, strict=True):
+                if value is not None:
+                    update(spec.name, value)
 
     def utilization(self, target: Any, used: float, limit: float | None) -> float | None:
         """The share of the limit that is in use; of the fullest, where there are several pools in one."""
@@ -179,6 +194,49 @@ class PooledMonitor(ResourceTypeMonitor):
             holders = describe_holds(stat, "connection", self.pool_use(target).limit)
             said = (holders or describe_running(stat), stalled, describe_error(stat))
         return "; ".join(filter(None, said))
+
+    # -- the server's own limit ------------------------------------------------------------------------
+
+    def asks(self, target: Any) -> bool:
+        """Whether the server can be asked for its connections."""
+        return bool(self.asked)
+
+    def server_connections(self, target: Any) -> ServerConnections | Awaitable[ServerConnections]:
+        """Ask the server, on a connection of the pool; a coroutine where the pool belongs to an event loop."""
+        raise NotImplementedError
+
+    def answered(self, target: Any) -> None:
+        if not self.asks(target) or not self.has_spare(target):
+            return
+        extra = self.stat_for(target).extra
+        probe: Probe[ServerConnections] | None = extra.get(_SERVER)
+        if probe is None:
+            probe = extra.setdefault(
+                _SERVER,
+                Probe(
+                    target,
+                    self.server_connections,
+                    ServerConnections(),
+                    every=ASK_SECONDS,
+                    stale=SHOWN_SECONDS,
+                    deadline=DEADLINE,
+                    reference=self.reference(target),
+                ),
+            )
+        if inspect.iscoroutinefunction(self.server_connections):
+            probe.on_loop(self.bound_loop(target))
+        else:
+            probe.on_thread()
+
+    def detach(self, target: Any) -> None:
+        probe = self.stat_for(target).extra.pop(_SERVER, None)
+        if probe is not None:
+            probe.close(self.bound_loop(target))
+
+    def has_spare(self, target: Any) -> bool:
+        """Whether a connection is idle, and another one is free for the application."""
+        used, idle, limit, waiting = self.pool_use(target)
+        return not waiting and bool(idle) and (limit is None or limit - (used or 0) >= 2)
 
     # -- health ----------------------------------------------------------------------------------------
 

@@ -30,12 +30,27 @@ T = TypeVar("T")
 
 
 class Probe(Generic[T]):
-    """Asks ``ask(target)`` every so often, and keeps the last answer in ``found``; holds ``target`` weakly."""
+    """Asks ``ask(target)`` every so often, and keeps the last answer in ``found``; holds ``target`` weakly.
 
-    def __init__(self, target: Any, ask: Callable[[Any], T | Awaitable[T]], nothing: T) -> None:
+    ``every`` seconds a question, whose answer is shown for ``stale`` seconds; on a loop it is given up after
+    ``deadline`` seconds. ``reference`` is a weak reference to a target that takes none of Python's own.
+    """
+
+    def __init__(
+        self,
+        target: Any,
+        ask: Callable[[Any], T | Awaitable[T]],
+        nothing: T,
+        *,
+        every: float = PROBE_SECONDS,
+        stale: float = STALE_SECONDS,
+        deadline: float | None = None,
+        reference: Callable[[], Any] | None = None,
+    ) -> None:
         self.found = nothing
         self.closed = False
-        self._ask, self._target = ask, weakref.ref(target)
+        self._every, self._stale, self._deadline = every, stale, deadline
+        self._ask, self._target = ask, reference or weakref.ref(target)
         self._asked = self._answered = 0.0
         self._open = False
         self._pid = os.getpid()
@@ -43,7 +58,7 @@ class Probe(Generic[T]):
 
     def is_fresh(self) -> bool:
         """Whether ``found`` is young enough to be shown."""
-        return bool(self._answered) and monotonic() - self._answered < STALE_SECONDS
+        return bool(self._answered) and monotonic() - self._answered < self._stale
 
     def waiting(self) -> float:
         """For how many seconds the present question has been unanswered."""
@@ -71,7 +86,8 @@ class Probe(Generic[T]):
     def _due(self) -> bool:
         if self._pid != os.getpid():  # forked: the question that was open stayed with the parent
             self._pid, self._open, self._task = os.getpid(), False, None
-        return not self._open and not self.closed and monotonic() - self._asked >= PROBE_SECONDS
+        never = not self._asked  # the clock may have begun less than ``every`` seconds ago
+        return not self._open and not self.closed and (never or monotonic() - self._asked >= self._every)
 
     def _run(self) -> None:
         scope.set(_OWN)  # the thread's own context
@@ -96,7 +112,10 @@ class Probe(Generic[T]):
         try:
             target = self._target()
             if target is not None:
-                self.found = await self._ask(target)  # type: ignore[misc]
+                import asyncio
+
+                async with asyncio.timeout(self._deadline):
+                    self.found = await self._ask(target)  # type: ignore[misc]
                 self._answered = monotonic()
         except Exception:  # noqa: BLE001
             pass

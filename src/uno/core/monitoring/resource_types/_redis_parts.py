@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from uno.core.monitoring.instrumentation import Stat, failures, stat_of
 from uno.core.monitoring.resource_types._pooled import PoolUse
+from uno.core.monitoring.resource_types._server import ServerConnections
 
 #: By stream: name of a group, messages it was not given yet, messages not acknowledged; None where Redis cannot tell.
 Groups = dict[Any, list[tuple[str, int | None, int | None]]]
 _UNLIMITED = 2**31 - 1  # the default of older versions
 MAX_STREAMS = 100
+_WAITS = (
+    "BLPOP",
+    "BRPOP",
+    "BRPOPLPUSH",
+    "BLMOVE",
+    "BLMPOP",
+    "BZPOPMIN",
+    "BZPOPMAX",
+    "BZMPOP",
+    "WAIT",
+    "WAITAOF",
+)
+_READS = ("XREAD", "XREADGROUP")
+GROUP_READS = frozenset(("XREADGROUP", "xreadgroup"))
+BLOCKING = frozenset(spelt for name in _WAITS + _READS for spelt in (name, name.lower()))
+_BLOCK = frozenset(("BLOCK", "block", b"BLOCK", b"block"))
 _STREAMS = frozenset(("STREAMS", "streams", b"STREAMS", b"streams"))
 
 
@@ -78,6 +96,37 @@ def learn_streams(stat: Stat, args: tuple[Any, ...]) -> None:
                 streams[name] = True
     except Exception as error:  # noqa: BLE001 - a hook never fails the call
         failures("XREADGROUP", error)
+
+
+def is_timed(args: tuple[Any, ...]) -> bool:
+    """Whether the duration of a command tells how fast the server is."""
+    name = args[0]
+    if name.upper() in _READS:
+        return not any(word in _BLOCK for word in args if isinstance(word, str | bytes))
+    return False
+
+
+def _connections(info: Any, config: Any = None) -> ServerConnections:
+    limit = info.get("maxclients", (config or {}).get("maxclients"))
+    return ServerConnections(None if limit is None else float(limit), None, info.get("connected_clients"))
+
+
+def ask_connections(client: Any) -> ServerConnections:
+    """INFO tells the limit since version 7; CONFIG may be forbidden."""
+    info, config = client.info("clients"), None
+    if "maxclients" not in info:
+        with suppress(Exception):
+            config = client.config_get("maxclients")
+    return _connections(info, config)
+
+
+async def ask_connections_async(client: Any) -> ServerConnections:
+    """The same of a client for asyncio."""
+    info, config = await client.info("clients"), None
+    if "maxclients" not in info:
+        with suppress(Exception):
+            config = await client.config_get("maxclients")
+    return _connections(info, config)
 
 
 def pool_use_of(pool: Any) -> PoolUse:

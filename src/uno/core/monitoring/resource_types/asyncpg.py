@@ -39,6 +39,13 @@ from uno.core.monitoring.resource_types._pooled import (
     refused,
     returned,
 )
+from uno.core.monitoring.resource_types._server import (
+    DEADLINE,
+    METRICS,
+    POSTGRESQL,
+    ServerConnections,
+    told_by_postgresql,
+)
 from uno.core.resources import Identity, Resource
 
 SLOW_SECONDS = 0.5
@@ -53,6 +60,7 @@ class AsyncpgPool(PooledMonitor):
     resource_type = "database"
     targets = ("asyncpg.pool.Pool",)
     library, tested = "asyncpg", ">=0.27,<0.33"
+    asked = METRICS
     thresholds = (UTILIZATION, PENDING, TIMEOUTS, OLDEST, SLOW)
 
     def identify(self, target: Any) -> Identity:
@@ -138,6 +146,10 @@ class AsyncpgPool(PooledMonitor):
             return None
         async with target.acquire(timeout=1.5) as connection:
             return bool(await connection.fetchval("SELECT 1", timeout=1.5) == 1)
+
+    async def server_connections(self, target: Any) -> ServerConnections:
+        async with target.acquire(timeout=DEADLINE) as connection:
+            return told_by_postgresql(await connection.fetchrow(POSTGRESQL, timeout=DEADLINE))
 
 
 class _Anchor:

@@ -29,6 +29,7 @@ from uno.core.monitoring.resource_types._pooled import (
     server_identity,
     timed_query,
 )
+from uno.core.monitoring.resource_types._server import METRICS, MYSQL, ServerConnections, told_by_mysql
 from uno.core.resources import Identity, Resource
 
 SLOW_SECONDS = 0.5
@@ -47,6 +48,7 @@ class AiomysqlPool(PooledMonitor):
     targets = ("aiomysql.pool.Pool",)
     library, tested = "aiomysql", ">=0.2,<0.4"
     metrics = tuple(spec for spec in PooledMonitor.metrics if spec.name != "db.client.connection.timeouts")
+    asked = METRICS
     thresholds = (UTILIZATION, PENDING, OLDEST, SLOW)
     connect, fill = "_connect", "_fill_free_pool"
 
@@ -110,6 +112,23 @@ class AiomysqlPool(PooledMonitor):
             finally:
                 await target.release(connection)
         return True
+
+    async def server_connections(self, target: Any) -> ServerConnections:
+        connection = await target.acquire()
+        plain = sys.modules[f"{self.library}.cursors"].Cursor  # the application may have chosen another
+        try:
+            async with connection.cursor(plain) as cursor:
+                found = []
+                for question in MYSQL:
+                    await cursor.execute(question)
+                    found.append(await cursor.fetchone())
+        except BaseException as error:
+            if not isinstance(error, Exception):  # given up: its answer may still come
+                connection.close()
+            raise
+        finally:
+            await target.release(connection)
+        return told_by_mysql(*found)
 
 
 class AsyncmyPool(AiomysqlPool):

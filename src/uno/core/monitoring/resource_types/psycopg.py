@@ -33,6 +33,14 @@ from uno.core.monitoring.resource_types._pooled import (
     refused,
     server_identity,
 )
+from uno.core.monitoring.resource_types._server import (
+    DEADLINE,
+    METRICS,
+    POSTGRESQL,
+    ServerConnections,
+    asked_by_cursor,
+    told_by_postgresql,
+)
 from uno.core.resources import Identity
 
 SLOW_SECONDS = 0.5
@@ -51,6 +59,7 @@ class PsycopgPool(PooledMonitor):
     resource_type = "database"
     targets = ("psycopg_pool.pool.ConnectionPool",)
     library, tested = "psycopg_pool", ">=3.1,<3.4"
+    asked = METRICS
     thresholds = (UTILIZATION, PENDING, TIMEOUTS, OLDEST, SLOW)
     #: The class of the pools, and the classes of the cursors.
     pool, cursors = "ConnectionPool", ("Cursor", "ServerCursor")
@@ -113,6 +122,13 @@ class PsycopgPool(PooledMonitor):
         with target.connection(timeout=_PING_SECONDS) as connection:
             return connection.execute("SELECT 1") is not None
 
+    def server_connections(self, target: Any) -> Any:
+        with (
+            target.connection(timeout=DEADLINE) as connection,
+            connection.cursor(row_factory=_tuples()) as cursor,
+        ):
+            return asked_by_cursor(cursor, "postgresql")
+
 
 class PsycopgAsyncPool(PsycopgPool):
     """An AsyncConnectionPool or AsyncNullConnectionPool, and the queries on its connections."""
@@ -141,6 +157,19 @@ class PsycopgAsyncPool(PsycopgPool):
             return None
         async with target.connection(timeout=_PING_SECONDS) as connection:
             return await connection.execute("SELECT 1") is not None
+
+    async def server_connections(self, target: Any) -> ServerConnections:
+        async with (
+            target.connection(timeout=DEADLINE) as connection,
+            connection.cursor(row_factory=_tuples()) as cursor,
+        ):
+            await cursor.execute(POSTGRESQL)
+            return told_by_postgresql(await cursor.fetchone())
+
+
+def _tuples() -> Any:
+    """The factory of plain rows: the application may have chosen another for its connections."""
+    return sys.modules["psycopg.rows"].tuple_row
 
 
 def _settings(pool: Any) -> dict[str, Any]:

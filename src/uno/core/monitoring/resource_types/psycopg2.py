@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic, perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 from uno.core.monitoring.instrumentation import Stat, announce, failures, install, scope, stat_of
 from uno.core.monitoring.names import pick
@@ -27,7 +27,10 @@ from uno.core.monitoring.resource_types._pooled import (
     returned,
     server_identity,
 )
+from uno.core.monitoring.resource_types._server import METRICS, ServerConnections, asked_by_cursor
 from uno.core.resources import Identity
+
+T = TypeVar("T")
 
 
 class Psycopg2Pool(PooledMonitor):
@@ -49,6 +52,7 @@ class Psycopg2Pool(PooledMonitor):
         "uno.db.client.connection.oldest_use",
         "uno.resource.errors",
     )
+    asked = METRICS
     headline = (
         "uno.resource.utilization",
         "db.client.connection.use_time",
@@ -87,32 +91,44 @@ class Psycopg2Pool(PooledMonitor):
         return undo
 
     def ping(self, target: Any) -> bool | None:
-        """Passive first; then a query on an idle connection, which is taken aside, so that the application is
-        never refused one for it. None where there is none, or where the pool belongs to one thread."""
+        """Passive first; then a query on an idle connection. None where there is none, or where the pool belongs to
+        one thread."""
         if self.seems_up(target):
             return True
-        lock = getattr(target, "_lock", None)
-        if lock is None or not lock.acquire(timeout=0.5):
-            return None
-        try:
-            connection = target._pool.pop() if target._pool and not target.closed else None
-        finally:
-            lock.release()
-        if connection is None:
-            return None
-        try:
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT 1")
+        return _on_idle(target, lambda cursor: cursor.execute("SELECT 1") or True)
+
+    def asks(self, target: Any) -> bool:
+        return hasattr(target, "_lock")
+
+    def server_connections(self, target: Any) -> Any:
+        told = _on_idle(target, lambda cursor: asked_by_cursor(cursor, "postgresql"))
+        return ServerConnections() if told is None else told
+
+
+def _on_idle(target: Any, use: Callable[[Any], T]) -> T | None:
+    """``use(cursor)`` of an idle connection, which is taken aside, so that the application is never refused one for
+    it. None where there is none, or where the pool belongs to one thread."""
+    lock = getattr(target, "_lock", None)
+    if lock is None or not lock.acquire(timeout=0.5):
+        return None
+    try:
+        connection = target._pool.pop() if target._pool and not target.closed else None
+    finally:
+        lock.release()
+    if connection is None:
+        return None
+    try:
+        plain = sys.modules["psycopg2.extensions"].cursor  # the application may have chosen another
+        with connection.cursor(cursor_factory=plain) as cursor:
+            return use(cursor)
+    finally:
+        with suppress(Exception):  # it is lost, and closed below
             connection.rollback()
-        except BaseException:
-            connection.close()
-            raise
         with lock:
-            if target.closed or len(target._pool) >= target.minconn:
+            if connection.closed or target.closed or len(target._pool) >= target.minconn:
                 connection.close()
             else:
                 target._pool.append(connection)
-        return True
 
 
 # -- hooks -----------------------------------------------------------------------------------------------

@@ -46,12 +46,17 @@ from uno.core.monitoring.resource_types._pooled import (
 )
 from uno.core.monitoring.resource_types._probe import Probe
 from uno.core.monitoring.resource_types._redis_parts import (
+    BLOCKING,
+    GROUP_READS,
     MAX_STREAMS,
     Groups,
+    ask_connections,
+    ask_connections_async,
     carrier_of,
     forget_stream,
     group_of,
     is_free,
+    is_timed,
     learn_streams,
     node_client,
     node_use,
@@ -59,27 +64,12 @@ from uno.core.monitoring.resource_types._redis_parts import (
     pool_use_of,
     text_of,
 )
+from uno.core.monitoring.resource_types._server import METRICS, ServerConnections
 from uno.core.monitoring.thresholds import Threshold
 from uno.core.resources import Identity, Resource
 
 SLOW_SECONDS = 0.1
 _CONNECTING = "_uno_connecting"
-_WAITS = (
-    "BLPOP",
-    "BRPOP",
-    "BRPOPLPUSH",
-    "BLMOVE",
-    "BLMPOP",
-    "BZPOPMIN",
-    "BZPOPMAX",
-    "BZMPOP",
-    "WAIT",
-    "WAITAOF",
-)
-_READS = ("XREAD", "XREADGROUP")
-_GROUP_READS = frozenset(("XREADGROUP", "xreadgroup"))
-_BLOCKING = frozenset(spelt for name in _WAITS + _READS for spelt in (name, name.lower()))
-_BLOCK = frozenset(("BLOCK", "block", b"BLOCK", b"block"))
 #: What a pool without a free connection was caught in when it raised ConnectionError.
 _EXHAUSTED = frozenset(("Empty", "IndexError", "TimeoutError"))
 #: What locks and scripts raise and catch in normal operation.
@@ -91,6 +81,7 @@ class _Clients(PooledMonitor):
 
     resource_type = "redis"
     metrics = PooledMonitor.metrics + pick("uno.messaging.consumer.lag", "uno.messaging.consumer.pending")
+    asked = METRICS
     client = "Redis"
     modules: tuple[str, str]
     thresholds = (
@@ -170,6 +161,7 @@ class _Clients(PooledMonitor):
         return found
 
     def detach(self, target: Any) -> None:
+        super().detach(target)
         probe = stat_of(_pool(target)).extra.pop("probe", None)
         if probe is not None:
             probe.close(self.bound_loop(target))
@@ -242,6 +234,9 @@ class RedisClient(_Clients):
             return None
         return bool(_client(self, target).ping())
 
+    def server_connections(self, target: Any) -> Any:
+        return ask_connections(_client(self, target))
+
 
 class AsyncRedisClient(_Clients):
     """A redis-py client for asyncio."""
@@ -285,6 +280,9 @@ class AsyncRedisClient(_Clients):
         if self.bound_loop(target) is not asyncio.get_running_loop() or not self.has_free_slot(target):
             return None
         return bool(await _client(self, target).ping())
+
+    async def server_connections(self, target: Any) -> ServerConnections:
+        return await ask_connections_async(_client(self, target))
 
 
 class ValkeyClient(RedisClient):
@@ -441,7 +439,7 @@ def _node_done(begun: Begun | None, node: Any, args: tuple[Any, ...], error: Bas
         return
     try:
         duration, errors = _node_cells(begun[0], node)
-        timed = args[0] not in _BLOCKING or _timed(args)
+        timed = args[0] not in BLOCKING or is_timed(args)
         if error is not None:
             _fail(begun, args, error)
             if isinstance(error, Exception) and type(error).__name__ not in _EXPECTED:
@@ -511,16 +509,8 @@ def _init(original: Any) -> Any:
     return __init__
 
 
-def _timed(args: tuple[Any, ...]) -> bool:
-    """Whether the duration of a command tells how fast the server is."""
-    name = args[0]
-    if name.upper() in _READS:
-        return not any(word in _BLOCK for word in args if isinstance(word, str | bytes))
-    return False
-
-
 def _fail(begun: Begun | None, args: tuple[Any, ...], error: BaseException) -> None:
-    timed = not args or args[0] not in _BLOCKING or _timed(args)
+    timed = not args or args[0] not in BLOCKING or is_timed(args)
     if type(error).__name__ in _EXPECTED:
         end(begun, SLOW_SECONDS, timed=timed)
     else:
@@ -561,10 +551,10 @@ def _command(original: Any) -> Any:
             _fail((stat, start, name), args, error)
             raise
         _here.in_command = False
-        if args[0] in _BLOCKING:
-            if args[0] in _GROUP_READS:
+        if args[0] in BLOCKING:
+            if args[0] in GROUP_READS:
                 learn_streams(stat, args)
-            end((stat, start, name), SLOW_SECONDS, timed=_timed(args))
+            end((stat, start, name), SLOW_SECONDS, timed=is_timed(args))
             return result
         try:
             now = perf_counter()
@@ -592,7 +582,7 @@ def _immediate_command(original: Any) -> Any:
         except BaseException as error:
             _fail(begun, args, error)
             raise
-        end(begun, SLOW_SECONDS, timed=args[0] not in _BLOCKING or _timed(args))
+        end(begun, SLOW_SECONDS, timed=args[0] not in BLOCKING or is_timed(args))
         return result
 
     return immediate_execute_command
@@ -606,9 +596,9 @@ def _async_command(original: Any) -> Any:
         except BaseException as error:
             _fail(begun, args, error)
             raise
-        if args[0] in _GROUP_READS and begun is not None:
+        if args[0] in GROUP_READS and begun is not None:
             learn_streams(begun[0], args)
-        end(begun, SLOW_SECONDS, timed=args[0] not in _BLOCKING or _timed(args))
+        end(begun, SLOW_SECONDS, timed=args[0] not in BLOCKING or is_timed(args))
         return result
 
     return execute_command

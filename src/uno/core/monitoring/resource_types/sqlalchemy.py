@@ -42,6 +42,7 @@ from uno.core.monitoring.resource_types._pooled import (
     PoolUse,
     is_own,
 )
+from uno.core.monitoring.resource_types._server import METRICS, ServerConnections, asked_by_cursor
 from uno.core.resources import Identity
 
 SLOW_SECONDS = 0.5
@@ -51,6 +52,8 @@ _new = tuple.__new__  # _new(Hold, ...) is half the cost of Hold(...)
 _SIMPLE = frozenset(("AssertionPool", "NullPool", "SingletonThreadPool", "StaticPool"))
 #: AssertionPool makes nobody wait: it refuses.
 _IN_VAIN = frozenset(("AssertionError", "TimeoutError"))
+#: The dialects whose servers are asked how many connections they take.
+_ASKED = {"postgresql": "postgresql", "mysql": "mysql", "mariadb": "mysql"}
 _SYSTEMS = {"mssql": "microsoft.sql_server", "oracle": "oracle.db"}
 
 
@@ -71,6 +74,7 @@ class SqlalchemyEngine(PooledMonitor):
     )  # shares pool and dialect with the engine it is made from
     library = "sqlalchemy"
     tested = ">=1.4,<2.2"
+    asked = METRICS
     thresholds = (UTILIZATION, PENDING, TIMEOUTS, OLDEST, SLOW)
 
     def engine(self, target: Any) -> Any:
@@ -101,6 +105,12 @@ class SqlalchemyEngine(PooledMonitor):
 
     def pool_use(self, target: Any) -> PoolUse:
         return _use(self.engine(target).pool)
+
+    def limit_parts(self, target: Any) -> tuple[float, ...]:
+        pool = self.engine(target).pool
+        if _use(pool).limit is None or not getattr(pool, "_max_overflow", 0):
+            return ()
+        return float(pool.size()), float(pool._max_overflow)
 
     def install(self) -> list[Callable[[], None]]:
         from importlib import import_module
@@ -150,6 +160,19 @@ class SqlalchemyEngine(PooledMonitor):
         finally:
             connection.close()
 
+    def asks(self, target: Any) -> bool:
+        return self.engine(target).dialect.name in _ASKED
+
+    def server_connections(self, target: Any) -> Any:
+        engine = self.engine(target)
+        if getattr(engine.dialect, "is_async", False):
+            raise TypeError("the inside of an AsyncEngine: not from this thread")
+        connection = engine.raw_connection()
+        try:
+            return _ask(engine, connection)
+        finally:
+            connection.close()
+
 
 class SqlalchemyAsyncEngine(SqlalchemyEngine):
     """Pool and queries of an AsyncEngine."""
@@ -187,6 +210,19 @@ class SqlalchemyAsyncEngine(SqlalchemyEngine):
         async with target.connect() as connection:
             await connection.run_sync(lambda c: dialect.do_ping(c.connection.dbapi_connection))
         return True
+
+    async def server_connections(self, target: Any) -> ServerConnections:
+        async with target.connect() as connection:
+            return await connection.run_sync(lambda c: _ask(target.sync_engine, c.connection))  # type: ignore[no-any-return]
+
+
+def _ask(engine: Any, connection: Any) -> ServerConnections:
+    """Ask the server on a connection of the pool, through the driver's own cursor."""
+    cursor = connection.cursor()
+    try:
+        return asked_by_cursor(cursor, _ASKED[engine.dialect.name])
+    finally:
+        cursor.close()
 
 
 def _family(cls: type) -> Iterator[type]:
