@@ -71,8 +71,8 @@ class _AIOKafka(ResourceTypeMonitor):
 class KafkaConsumer(_AIOKafka):
     """An aiokafka consumer: messages taken, and by topic the lag of the partitions that it has.
 
-    Lag is known for a partition once the broker has answered a fetch of it. The tests stand on librdkafka's mock
-    cluster, which is no real broker. confluent-kafka and kafka-python are not watched.
+    Lag is known for a partition once the broker has answered a fetch of it. The tests of Kafka stand on librdkafka's
+    mock cluster, which is no real broker.
     """
 
     targets = ("aiokafka.consumer.consumer.AIOKafkaConsumer",)
