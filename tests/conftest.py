@@ -115,6 +115,17 @@ def rabbitmq(_rabbitmq: servers.RabbitMQ) -> Iterator[servers.RabbitMQ]:
 
 
 @pytest.fixture(scope="session")
+def _managed_rabbitmq() -> Iterator[servers.ManagedRabbitMQ]:
+    yield from _run(servers.ManagedRabbitMQ)
+
+
+@pytest.fixture
+def managed_rabbitmq(_managed_rabbitmq: servers.ManagedRabbitMQ) -> Iterator[servers.ManagedRabbitMQ]:
+    """A RabbitMQ server with the management plug-in, whose address is ``management``."""
+    yield from _lend(_managed_rabbitmq)
+
+
+@pytest.fixture(scope="session")
 def _nats_server() -> Iterator[servers.NATS]:
     yield from _run(servers.NATS)
 

@@ -138,10 +138,10 @@ def test_kafka_python(plain: dict[str, Any], kafka: str) -> None:
         it.until(40 - taken, "lag", **labels)
         assert (it.read("processing_time", "count") or 0) >= 5
         assert asyncio.run(it.resource.ping()) is True
-        assert "KafkaConsumer.poll" in hooked("kafka")
+        assert "KafkaConsumer.poll" in hooked("kafka.consumer", "kafka.producer")
         consumer.close()
         producer.close()
-    assert hooked("kafka") == []
+    assert hooked("kafka.consumer", "kafka.producer") == []
 
 
 def test_kafka_python_dies_when_dropped(plain: dict[str, Any]) -> None:

@@ -32,8 +32,11 @@ T = TypeVar("T")
 class Probe(Generic[T]):
     """Asks ``ask(target)`` every so often, and keeps the last answer in ``found``; holds ``target`` weakly."""
 
-    def __init__(self, target: Any, ask: Callable[[Any], T | Awaitable[T]], nothing: T) -> None:
+    def __init__(
+        self, target: Any, ask: Callable[[Any], T | Awaitable[T]], nothing: T, *, every: float | None = None
+    ) -> None:
         self.found = nothing
+        self._every = every
         self.closed = False
         self._ask, self._target = ask, weakref.ref(target)
         self._asked = self._answered = 0.0
@@ -71,7 +74,9 @@ class Probe(Generic[T]):
     def _due(self) -> bool:
         if self._pid != os.getpid():  # forked: the question that was open stayed with the parent
             self._pid, self._open, self._task = os.getpid(), False, None
-        return not self._open and not self.closed and monotonic() - self._asked >= PROBE_SECONDS
+        return (
+            not self._open and not self.closed and monotonic() - self._asked >= (self._every or PROBE_SECONDS)
+        )
 
     def _run(self) -> None:
         scope.set(_OWN)  # the thread's own context
