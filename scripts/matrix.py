@@ -31,6 +31,7 @@ class Row(NamedTuple):
 
 def _rows() -> list[Row]:
     drivers = ("psycopg[binary]", "asyncpg", "aiosqlite")
+    confluent = "tests/contract/test_confluent_kafka.py"
     database, http = "tests/contract/test_database.py", "tests/contract/test_http_client.py"
     old = ("psycopg2-binary", "aiosqlite<0.20")
     rows = [
@@ -65,6 +66,16 @@ def _rows() -> list[Row]:
     rows += [
         Row(f"aiosqlite-{version}", (f"aiosqlite=={version}.*",), "tests/contract/test_aiosqlite.py")
         for version in ("0.17", "0.20", "0.22")
+    ]
+    for version in ("2.0", "2.3", "3.0"):
+        clients = (f"kafka-python=={version}.*", "aiokafka", "confluent-kafka", "six")
+        without = "sent_taken or test_dies"  # of aiokafka
+        row = Row(f"kafka-python-{version}", clients, "tests/contract/test_kafka.py", without=without)
+        rows.append(row)
+    extra = ("attrs", "cachetools", "httpx", "authlib", "typing-extensions")
+    rows += [
+        Row(f"confluent-{version}", (f"confluent-kafka=={version}.*", *extra), confluent)
+        for version in ("2.3", "2.8", "2.16")
     ]
     return rows
 

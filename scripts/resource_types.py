@@ -103,10 +103,12 @@ def library(kind: ResourceTypeMonitor) -> str:
     return {
         "sqlalchemy": "SQLAlchemy",
         "celery": "Celery",
+        "confluent_kafka": "confluent-kafka",
         "aio_pika": "aio-pika",
         "anyio._backends._asyncio": "anyio",
         "apscheduler": "APScheduler",
         "grpc": "gRPC",
+        "kafka": "kafka-python",
         "psycopg_pool": "psycopg 3",
         "pymongo": "PyMongo",
         "redis": "redis-py",

@@ -90,6 +90,11 @@ _rabbitmq, rabbitmq = _lent(
     servers.RabbitMQ,
     "A RabbitMQ server; ``url`` carries a password. Its first start takes some 5 s.",
 )
+_managed_rabbitmq, managed_rabbitmq = _lent(
+    "managed_rabbitmq",
+    servers.ManagedRabbitMQ,
+    "A RabbitMQ server with the management plug-in, whose address is ``management``.",
+)
 _nats_server, nats_server = _lent(
     "nats_server", servers.NATS, "A NATS server with JetStream; ``url`` carries a password."
 )

@@ -579,6 +579,11 @@ class RabbitMQ(Server):
     name = "rabbitmq"
     scheme = "amqp"
     start_seconds = 50.0
+    plugins = ""
+
+    def settings(self) -> str:
+        """Lines of its configuration beyond those of every server."""
+        return ""
 
     def prepare(self) -> None:
         # The script in /usr/sbin changes the account and the folders; the one below it does as it is told.
@@ -594,9 +599,9 @@ class RabbitMQ(Server):
             f"default_user = {USER}\n"
             f"default_pass = {PASSWORD}\n"
             "log.console = true\n"
-            "log.file = false\n"
+            "log.file = false\n" + self.settings()
         )
-        (self.folder / "enabled_plugins").write_text("[].\n")
+        (self.folder / "enabled_plugins").write_text(f"[{self.plugins}].\n")
 
     def command(self) -> list[str]:
         return [self.program]
@@ -638,6 +643,29 @@ class RabbitMQ(Server):
         if epmd is not None:
             epmd.kill()
             epmd.wait(10)
+
+
+class ManagedRabbitMQ(RabbitMQ):
+    """The same with the management plug-in, whose numbers it renews every second; ``management`` is its address."""
+
+    plugins = "rabbitmq_management"
+
+    def settings(self) -> str:
+        self.management_port = free_port()
+        return (
+            f"management.tcp.ip = {HOST}\n"
+            f"management.tcp.port = {self.management_port}\n"
+            "collect_statistics_interval = 1000\n"
+        )
+
+    def answers(self) -> bool:
+        return super().answers() and b"401" in _exchange(
+            self.management_port, b"GET /api/overview HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        )
+
+    @property
+    def management(self) -> str:
+        return f"http://{HOST}:{self.management_port}"
 
 
 class NATS(Server):

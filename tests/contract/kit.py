@@ -15,6 +15,7 @@ from uno.testing import (
     names_without_series,
     soon,
     unknown,
+    wait_until,
     watching,
 )
 
@@ -38,6 +39,7 @@ __all__ = [
     "names_without_series",
     "soon",
     "unknown",
+    "wait_until",
     "watching",
 ]
 

@@ -21,12 +21,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from uno.core.monitoring.instrumentation import announced, is_first_party
+from uno.core.monitoring.type_monitor import ResourceTypeMonitor
 from uno.core.resources import Resource, ResourceManager
 from uno.core.resources.errors import meant, shown
 
 if TYPE_CHECKING:
     from uno.core.monitoring.resource_types import Recogniser
-    from uno.core.monitoring.type_monitor import ResourceTypeMonitor
 
 log = logging.getLogger("uno.discovery")
 
@@ -137,9 +137,9 @@ class Discovery:
         kind = self._kinds.driver_of_class(cls)
         if kind is None or not (types is None or kind.resource_type in types):
             return None
-        return (
-            None if cls.__module__.startswith("uno.core.") else kind
-        )  # another monitor's process, files, loops
+        if cls.__module__.startswith("uno.core.") and type(kind).stand_in is ResourceTypeMonitor.stand_in:
+            return None  # another monitor's process, files, loops
+        return kind
 
     def _take(self, found: list[tuple[Any, ResourceTypeMonitor]], names: dict[int, str]) -> list[Resource]:
         # What another object stands for is not a resource of its own.
@@ -180,7 +180,8 @@ class Discovery:
         }
         if kinds:  # without a line of Python for each object
             for obj in compress(objects, map(kinds.__contains__, map(type, objects))):
-                yield obj, kinds[type(obj)]
+                kind = kinds[type(obj)]
+                yield kind.stand_in(obj), kind
 
     def _named(
         self, types: set[str] | None, budget: int = MAX_LOOKED_AT
@@ -205,7 +206,7 @@ class Discovery:
                 if kind is not None:
                     if id(value) not in seen:
                         seen.add(id(value))
-                        yield value, kind, _as_id(name)
+                        yield kind.stand_in(value), kind, _as_id(name)
                 elif depth < 3 and id(value) not in seen:
                     inside = _inside(value, cls)
                     if inside is not None and len(queue) < budget:

@@ -527,6 +527,29 @@ def _hook_in(current: Any) -> _Hook | None:
     return None
 
 
+#: Classes of C extensions that refuse to be assigned to: Py_TPFLAGS_IMMUTABLETYPE.
+_IMMUTABLE = 1 << 8
+
+
+def _assign(owner: type, name: str, value: Any) -> None:
+    """``setattr(owner, name, value)``, also where ``owner`` is an extension's C class, which refuses it.
+
+    Python itself refuses since interpreters may share such a class; its methods are looked up like any other's. So the
+    entry is put beneath the proxy, and Python told that what it remembers of the class is out of date.
+    """
+    if not owner.__flags__ & _IMMUTABLE:
+        setattr(owner, name, value)
+        return
+    import ctypes
+    import gc
+
+    (entries,) = gc.get_referents(vars(owner))
+    if sys.implementation.name != "cpython" or type(entries) is not dict or entries.get(name) is None:
+        raise TypeError(f"{owner.__name__} cannot be hooked")
+    entries[name] = value
+    ctypes.pythonapi.PyType_Modified(ctypes.py_object(owner))
+
+
 def install(owner: type, name: str, wrap: Callable[[Any], Any]) -> Callable[[], None]:
     """Replace ``owner.name`` by ``wrap(original)``; returns what undoes it.
 
@@ -549,7 +572,7 @@ def install(owner: type, name: str, wrap: Callable[[Any], Any]) -> Callable[[], 
             wrapper.__name__, wrapper.__qualname__ = current.__name__, current.__qualname__
             wrapper.__doc__, wrapper.__module__ = current.__doc__, current.__module__
         wrapper.__uno_hook__ = hook
-        setattr(owner, name, wrapper)
+        _assign(owner, name, wrapper)
         code = getattr(wrapper, "__code__", None)
         if code is not None:
             _hooks.setdefault(code, []).append(hook)
@@ -567,7 +590,7 @@ def install(owner: type, name: str, wrap: Callable[[Any], Any]) -> Callable[[], 
         if group in hook.groups:
             hook.groups.remove(group)
         if hook.users == 0 and owner.__dict__.get(name) is hook.wrapper:
-            setattr(owner, name, hook.original)
+            _assign(owner, name, hook.original)
             code: Any = getattr(hook.wrapper, "__code__", None)
             if hook in _hooks.get(code, ()):
                 _hooks[code].remove(hook)

@@ -156,6 +156,8 @@ _TABLE: tuple[Spec, ...] = (
          "{message}", ("messaging.destination.name", "messaging.consumer.group.name"), "Lag"),
     Spec("uno.messaging.consumer.pending", "gauge", "Messages that were given out and not acknowledged yet",
          "{message}", ("messaging.destination.name", "messaging.consumer.group.name"), "Unacknowledged"),
+    Spec("uno.messaging.consumer.utilization", "gauge", "Share of the time in which consumers took what was there at "
+         "once", "1", ("messaging.destination.name",), "Consumers keep up"),
     Spec("uno.messaging.client.buffered", "gauge", "Messages that the client holds: in, until they are taken; out, "
          "until the broker has them", "{message}", ("direction",), "Buffered"),
     # the process and its event loops
@@ -239,6 +241,7 @@ _MERGED: dict[str, Merge] = {
     "uno.db.server.connection.count": "max",
     "messaging.destination.depth": "max",
     "messaging.consumer.count": "max",
+    "uno.messaging.consumer.utilization": "max",
     "messaging.client.connection.up": "min",
     "task_queue.worker.count": "max",
     "uno.hook.off": "max",

@@ -9,6 +9,7 @@ from uno.core.monitoring.metrics import Counter, Gauge, Histogram, MetricError
 from uno.core.monitoring.monitor import ResourceMonitor
 from uno.core.monitoring.readings import Holder, Reading, UnknownMetricError
 from uno.core.monitoring.report import Report
+from uno.core.monitoring.resource_types.rabbitmq_management import RabbitMQManagement
 from uno.core.monitoring.thresholds import AlertLevel, Threshold
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
 
@@ -26,6 +27,7 @@ __all__ = [
     "Histogram",
     "Holder",
     "MetricError",
+    "RabbitMQManagement",
     "Reading",
     "Report",
     "ResourceHealthAdapter",

@@ -158,6 +158,10 @@ class ResourceTypeMonitor:
         """A weak reference to ``target``. Overridden where the class has no ``__weakref__``."""
         return weakref.ref(target)
 
+    def stand_in(self, target: Any) -> Any:
+        """What is watched in the place of ``target``, where its class allows neither attributes nor weak references."""
+        return target
+
     def stat(self, target: Any) -> Stat | None:
         """The Stat that hooks hang on ``target``, or None."""
         found = getattr(target, "__dict__", {}).get(ATTRIBUTE)

@@ -153,6 +153,8 @@ class ResourceManager:
         labels, needs = _checked_labels(labels), _checked_needs(depends_on)
         with self._lock:  # also while listeners are told, so that they hear of things in their order
             twin = self.of(obj) if obj is not None else None
+            if twin is None and driver is not None:
+                twin = self.of(driver.stand_in(obj))
             if twin is not None and not twin.discovered:
                 raise DuplicateResourceError(twin.id)
             if id is None:

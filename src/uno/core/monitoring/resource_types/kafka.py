@@ -1,4 +1,5 @@
-"""How is Kafka watched through aiokafka? Lag is read from the consumer's own memory: nothing is asked for."""
+"""How is Kafka watched through aiokafka and kafka-python? Lag is read from the consumer's own memory: nothing is
+asked for."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import Any
 from uno.core.monitoring.instrumentation import (
     Stat,
     announce,
+    caller,
     describe_error,
     describe_holds,
     failures,
@@ -27,32 +29,20 @@ RECENT_SECONDS = 10.0
 _TOPIC, _GROUP = "messaging.destination.name", "messaging.consumer.group.name"
 
 
-class _AIOKafka(ResourceTypeMonitor):
-    """What consumers and producers have in common."""
+class _Kafka(ResourceTypeMonitor):
+    """What consumers and producers of both libraries have in common."""
 
     resource_type = "message_broker"
-    library = "aiokafka"
-    tested = ">=0.14,<0.15"
     blocking = False
     connected = ("messaging.client.connection.up", Threshold(None, 0.5, "Not connected to the broker",
                                                              direction="below", for_=1))  # fmt: skip
 
-    def identify(self, target: Any) -> Identity:
-        hosts = target._client.hosts
-        return Identity("kafka", f"{hosts[0][0]}:{hosts[0][1]}" if hosts else None)
-
     def attach(self, target: Any) -> None:
         stat_of(target)
 
-    def ready(self) -> bool:
-        return "aiokafka.consumer.consumer" in sys.modules and "aiokafka.producer.producer" in sys.modules
-
-    def bound_loop(self, target: Any) -> Any:
-        return getattr(target._client, "_loop", None)
-
     def is_up(self, target: Any) -> bool:
         """Whether it is connected to any broker; read from memory."""
-        return any(connection.connected() for connection in list(target._client._conns.values()))
+        raise NotImplementedError
 
     def ping(self, target: Any) -> bool | None:
         """From what happened. ConnectionError while no broker is connected."""
@@ -68,14 +58,7 @@ class _AIOKafka(ResourceTypeMonitor):
         return "; ".join(filter(None, parts))
 
 
-class KafkaConsumer(_AIOKafka):
-    """An aiokafka consumer: messages taken, and by topic the lag of the partitions that it has.
-
-    Lag is known for a partition once the broker has answered a fetch of it. The tests stand on librdkafka's mock
-    cluster, which is no real broker. confluent-kafka and kafka-python are not watched.
-    """
-
-    targets = ("aiokafka.consumer.consumer.AIOKafkaConsumer",)
+class _Consumer(_Kafka):
     metrics = pick(
         "messaging.client.consumed.messages",
         "messaging.process.duration",
@@ -89,14 +72,17 @@ class KafkaConsumer(_AIOKafka):
         "messaging.process.duration",
     )
     thresholds = (
-        _AIOKafka.connected,
+        _Kafka.connected,
         ("uno.messaging.consumer.lag", Threshold(1_000, 10_000, "Consumers fall behind", for_=10)),
     )
 
-    def install(self) -> list[Callable[[], None]]:
-        consumer = sys.modules["aiokafka.consumer.consumer"].AIOKafkaConsumer
-        hooks = [("start", _start), ("getone", _getone), ("getmany", _getmany), ("__anext__", _anext)]
-        return [install(consumer, name, wrap) for name, wrap in hooks]
+    def group(self, target: Any) -> str:
+        """The consumer's group, "" where it has none."""
+        raise NotImplementedError
+
+    def states(self, target: Any) -> list[tuple[Any, Any]]:
+        """The partitions that it has, each with what is known of it."""
+        raise NotImplementedError
 
     def collect_metrics(self, resource: Resource) -> None:
         target, update = resource.target, self.update_metric
@@ -105,26 +91,22 @@ class KafkaConsumer(_AIOKafka):
         update("messaging.client.consumed.messages", stat.outcome("consumed"))
         update("messaging.process.duration", stat.process)
         update("uno.resource.errors", stat.errors)
-        group = target._group_id or ""
+        group = self.group(target)
         for topic, lag in self.lags(target).items():
             update("uno.messaging.consumer.lag", lag, {_TOPIC: topic, _GROUP: group})
 
     def lags(self, target: Any) -> dict[str, int | None]:
         """Messages not taken yet, by topic; None while one of its partitions is not known."""
-        subscription = target._subscription.subscription
-        assignment = None if subscription is None else subscription.assignment
         found: dict[str, int | None] = {}
-        if assignment is None:
-            return found
-        for partition in list(assignment.tps):
-            state = assignment.state_value(partition)
+        for partition, state in self.states(target):
             if partition.topic not in found and len(found) >= MAX_TOPICS:
                 continue
             before = found.get(partition.topic, 0)
             if state is None or before is None or state.highwater is None or not state.has_valid_position:
                 found[partition.topic] = None
             else:
-                found[partition.topic] = before + max(0, state.highwater - state.position)
+                position = getattr(state.position, "offset", state.position)
+                found[partition.topic] = before + max(0, state.highwater - position)
         return found
 
     def statistics(self, target: Any) -> Mapping[str, float | None]:
@@ -138,10 +120,7 @@ class KafkaConsumer(_AIOKafka):
         }
 
 
-class KafkaProducer(_AIOKafka):
-    """An aiokafka producer: messages that the broker has, those that wait for it, and for how long they do."""
-
-    targets = ("aiokafka.producer.producer.AIOKafkaProducer",)
+class _Producer(_Kafka):
     metrics = pick(
         "messaging.client.sent.messages",
         "messaging.client.operation.duration",
@@ -155,23 +134,9 @@ class KafkaProducer(_AIOKafka):
         "uno.messaging.client.buffered",
     )
     thresholds = (
-        _AIOKafka.connected,
+        _Kafka.connected,
         ("messaging.client.operation.duration", Threshold(0.5, 5.0, "Publishing is slow", for_=5)),
     )
-
-    def bound_loop(self, target: Any) -> Any:
-        return getattr(target, "_loop", None)
-
-    def install(self) -> list[Callable[[], None]]:
-        producer = sys.modules["aiokafka.producer.producer"].AIOKafkaProducer
-        return [install(producer, "start", _start), install(producer, "send", _send)]
-
-    def identify(self, target: Any) -> Identity:
-        hosts = target.client.hosts
-        return Identity("kafka", f"{hosts[0][0]}:{hosts[0][1]}" if hosts else None)
-
-    def is_up(self, target: Any) -> bool:
-        return any(connection.connected() for connection in list(target.client._conns.values()))
 
     def collect_metrics(self, resource: Resource) -> None:
         target, update = resource.target, self.update_metric
@@ -190,6 +155,122 @@ class KafkaProducer(_AIOKafka):
             "buffered_out": stat.active,
             "errors": stat.errors.value,
         }
+
+
+class _AIOKafka(_Kafka):
+    library = "aiokafka"
+    tested = ">=0.14,<0.15"
+
+    def client(self, target: Any) -> Any:
+        """What holds the connections."""
+        return target._client
+
+    def identify(self, target: Any) -> Identity:
+        hosts = self.client(target).hosts
+        return Identity("kafka", f"{hosts[0][0]}:{hosts[0][1]}" if hosts else None)
+
+    def ready(self) -> bool:
+        return "aiokafka.consumer.consumer" in sys.modules and "aiokafka.producer.producer" in sys.modules
+
+    def is_up(self, target: Any) -> bool:
+        return any(connection.connected() for connection in list(self.client(target)._conns.values()))
+
+
+class KafkaConsumer(_AIOKafka, _Consumer):
+    """An aiokafka consumer: messages taken, and by topic the lag of the partitions that it has.
+
+    Lag is known for a partition once the broker has answered a fetch of it. The tests of Kafka stand on librdkafka's
+    mock cluster, which is no real broker.
+    """
+
+    targets = ("aiokafka.consumer.consumer.AIOKafkaConsumer",)
+
+    def bound_loop(self, target: Any) -> Any:
+        return getattr(target._client, "_loop", None)
+
+    def install(self) -> list[Callable[[], None]]:
+        consumer = sys.modules["aiokafka.consumer.consumer"].AIOKafkaConsumer
+        hooks = [("start", _start), ("getone", _getone), ("getmany", _getmany), ("__anext__", _anext)]
+        return [install(consumer, name, wrap) for name, wrap in hooks]
+
+    def group(self, target: Any) -> str:
+        return target._group_id or ""
+
+    def states(self, target: Any) -> list[tuple[Any, Any]]:
+        subscription = target._subscription.subscription
+        assignment = None if subscription is None else subscription.assignment
+        if assignment is None:
+            return []
+        return [(partition, assignment.state_value(partition)) for partition in list(assignment.tps)]
+
+
+class KafkaProducer(_AIOKafka, _Producer):
+    """An aiokafka producer: messages that the broker has, those that wait for it, and for how long they do."""
+
+    targets = ("aiokafka.producer.producer.AIOKafkaProducer",)
+
+    def client(self, target: Any) -> Any:
+        return target.client
+
+    def bound_loop(self, target: Any) -> Any:
+        return getattr(target, "_loop", None)
+
+    def install(self) -> list[Callable[[], None]]:
+        producer = sys.modules["aiokafka.producer.producer"].AIOKafkaProducer
+        return [install(producer, "start", _start), install(producer, "send", _send)]
+
+
+class _KafkaPython(_Kafka):
+    library = "kafka"
+    tested = ">=2.0,<3.1"
+
+    def identify(self, target: Any) -> Identity:
+        servers = target.config["bootstrap_servers"]
+        first = servers if isinstance(servers, str) else next(iter(servers), "")
+        return Identity("kafka", first.partition(",")[0].rpartition("/")[2] or None)
+
+    def ready(self) -> bool:
+        return "kafka.consumer.group" in sys.modules and "kafka.producer.kafka" in sys.modules
+
+    def client(self, target: Any) -> Any:
+        """What holds the connections."""
+        return target._client
+
+    def is_up(self, target: Any) -> bool:
+        client = self.client(target)
+        connections = getattr(client, "_manager", client)._conns  # _manager: since 3.0
+        found = [connection.connected for connection in list(connections.values())]
+        return any(connected() if callable(connected) else connected for connected in found)
+
+
+class KafkaPythonConsumer(_KafkaPython, _Consumer):
+    """A kafka-python consumer, which is read the same way."""
+
+    targets = ("kafka.consumer.group.KafkaConsumer",)
+
+    def install(self) -> list[Callable[[], None]]:
+        consumer = sys.modules["kafka.consumer.group"].KafkaConsumer
+        hooks = [("__init__", _made), ("poll", _poll), ("__next__", _next)]
+        return [install(consumer, name, wrap) for name, wrap in hooks]
+
+    def group(self, target: Any) -> str:
+        return target.config["group_id"] or ""
+
+    def states(self, target: Any) -> list[tuple[Any, Any]]:
+        return list(target._subscription.assignment.items())
+
+
+class KafkaPythonProducer(_KafkaPython, _Producer):
+    """A kafka-python producer, which is read the same way."""
+
+    targets = ("kafka.producer.kafka.KafkaProducer",)
+
+    def client(self, target: Any) -> Any:
+        return target._sender._client
+
+    def install(self) -> list[Callable[[], None]]:
+        producer = sys.modules["kafka.producer.kafka"].KafkaProducer
+        return [install(producer, "__init__", _made), install(producer, "send", _send_in_thread)]
 
 
 # -- hooks -----------------------------------------------------------------------------------------------
@@ -217,6 +298,18 @@ def _taken(stat: Stat, count: int) -> None:
         stat.last_ok = monotonic()
 
 
+def _made(original: Any) -> Any:
+    """kafka-python connects when it is made."""
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        started = perf_counter()
+        original(self, *args, **kwargs)
+        stat_of(self).connects.observe(perf_counter() - started)
+        announce(self)
+
+    return __init__
+
+
 def _getone(original: Any) -> Any:
     async def getone(self: Any, *args: Any, **kwargs: Any) -> Any:
         message = await original(self, *args, **kwargs)
@@ -235,14 +328,51 @@ def _getmany(original: Any) -> Any:
     return getmany
 
 
+def _poll(original: Any) -> Any:
+    """The time from one batch to the asking for the next is the time of work."""
+
+    def poll(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("update_offsets") is False:  # for the iteration below
+            return original(self, *args, **kwargs)
+        stat = stat_of(self)
+        _worked(stat, id(self))
+        try:
+            found = original(self, *args, **kwargs)
+        except Exception as error:
+            stat.failed(error)
+            raise
+        if found:
+            _taken(stat, sum(map(len, found.values())))
+            stat.hold(id(self), None, f"consumer of {next(iter(found)).topic}")
+        return found
+
+    return poll
+
+
+def _next(original: Any) -> Any:
+    def __next__(self: Any) -> Any:
+        stat = stat_of(self)
+        _worked(stat, id(self))
+        message = original(self)
+        _taken(stat, 1)
+        stat.hold(id(self), None, f"consumer of {message.topic}")
+        return message
+
+    return __next__
+
+
+def _worked(stat: Stat, key: int) -> None:
+    hold = stat.holds.pop(key, None)
+    if hold is not None:
+        stat.process.observe(monotonic() - hold.since)
+
+
 def _anext(original: Any) -> Any:
     """``async for``: the time from one message to the asking for the next is the time of work."""
 
     async def __anext__(self: Any) -> Any:
         stat = stat_of(self)
-        hold = stat.holds.pop(id(self), None)
-        if hold is not None:
-            stat.process.observe(monotonic() - hold.since)
+        _worked(stat, id(self))
         message = await original(self)
         stat.hold(id(self), None, f"consumer of {message.topic}")
         return message
@@ -274,6 +404,39 @@ def _send(original: Any) -> Any:
                 failures("aiokafka.send", failure)
 
         future.add_done_callback(done)
+        return future
+
+    return send
+
+
+def _send_in_thread(original: Any) -> Any:
+    """The time until the broker has the message; its answer comes on the producer's own thread."""
+
+    def send(self: Any, *args: Any, **kwargs: Any) -> Any:
+        stat = stat_of(self)
+        started = perf_counter()
+        try:
+            future = original(self, *args, **kwargs)
+        except Exception as error:
+            stat.done(perf_counter() - started, error)
+            raise
+        stat.active += 1
+        by = caller()
+
+        def done(answer: Any) -> None:
+            try:
+                stat.active -= 1
+                error = answer if isinstance(answer, Exception) else None
+                stat.done(perf_counter() - started, error, by)
+                if error is None:
+                    stat.outcome("sent").value += 1
+            except Exception as failure:  # noqa: BLE001 - a hook never fails the call
+                failures("kafka.send", failure)
+
+        try:
+            future.add_both(done)
+        except Exception as failure:  # noqa: BLE001
+            failures("kafka.send", failure)
         return future
 
     return send
