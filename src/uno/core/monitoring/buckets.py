@@ -9,11 +9,16 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import repeat
 from math import ceil, exp, frexp, inf, ldexp, log, nan
-from operator import truediv
-from typing import ClassVar, NamedTuple
+from operator import sub, truediv
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 #: So many observations at once are counted by numpy, where it is loaded already.
-MANY = 192
+MANY = 96
+_CHUNK = 256
 MOST_NATIVE = 160
 FINEST, COARSEST = 5, -4
 ZERO_THRESHOLD = 2.0**-128
@@ -191,51 +196,66 @@ def _run(ordered: Sequence[float], at: int, schema: int) -> dict[int, int]:
 # -- classic buckets ----------------------------------------------------------------------
 
 
-def count_in(ordered: list[float], bounds: tuple[float, ...], before: tuple[int, ...]) -> tuple[int, ...]:
-    """``before`` with the finite, ascending numbers of ``ordered`` counted by upper bound."""
-    counts = list(before)
-    n = len(ordered)
-    if n < len(bounds):
-        for value in ordered:
-            counts[bisect_left(bounds, value)] += 1
-        return tuple(counts)
-    below = 0
-    for i, bound in enumerate(bounds):
-        at = bisect_right(ordered, bound, below)
-        if at != below:
-            counts[i] += at - below
-            below = at
-        if at == n:
-            break
-    else:
-        counts[-1] += n - below
-    return tuple(counts)
+def count_in(values: Sequence[float], bounds: tuple[float, ...]) -> list[int]:
+    """Finite numbers, in any order, counted by upper bound."""
+    counts = [0] * (len(bounds) + 1)
+    for start in range(
+        0, len(values), _CHUNK
+    ):  # short lists are sorted in less time, for each of their numbers
+        chunk = sorted(values[start : start + _CHUNK])
+        if len(chunk) < len(bounds):
+            for value in chunk:
+                counts[bisect_left(bounds, value)] += 1
+            continue
+        below = 0
+        for i, upto in enumerate(map(bisect_right, repeat(chunk), bounds)):
+            counts[i] += upto - below
+            below = upto
+        counts[-1] += len(chunk) - below
+    return counts
 
 
-class Many(NamedTuple):
-    """What :func:`count_many` found: counts by classic bucket, a sketch, and the largest value."""
+# -- all of it -----------------------------------------------------------------------------
+
+
+class Summary(NamedTuple):
+    """What :func:`summarize` found: counts by classic bucket, native buckets, a sketch, and the largest value."""
 
     counts: list[int]
+    native: NativeBuckets | None
     sketch: Sketch
     top: float
 
 
-def count_many(values: list[float], bounds: tuple[float, ...], sketching: bool) -> Many | None:
-    """Count finite numbers in any order; None where numpy is not loaded, which nobody does for this."""
-    np = sys.modules.get("numpy")
-    if np is None or not hasattr(np, "searchsorted"):  # another thread is importing it
-        return None
-    array = np.array(values, np.float64)
-    counts = np.bincount(np.searchsorted(bounds, array), minlength=len(bounds) + 1).tolist()
-    sketch = Sketch()
+def summarize(values: list[float], bounds: tuple[float, ...], *, native: bool, sketching: bool) -> Summary:
+    """Count finite numbers, in any order. Without ``sketching`` there is no sketch, and perhaps no largest value."""
+    np = sys.modules.get("numpy") if len(values) >= MANY else None  # nobody loads it for this
+    if np is not None and hasattr(np, "searchsorted"):  # else another thread is importing it
+        array = np.array(values, np.float64)
+        array.sort()  # takes a tenth of the time of sorted(), and then finding the bounds takes none
+        upto = array.searchsorted(bounds, "right").tolist()
+        counts = list(map(sub, [*upto, len(values)], [0, *upto]))
+        buckets = native_of(array.tolist()) if native else None
+        return Summary(counts, buckets, _sketch_of(np, array) if sketching else Sketch(), float(array[-1]))
+    if not native and not sketching:
+        return Summary(count_in(values, bounds), None, Sketch(), nan)
+    ordered, sketch = sorted(values), Sketch()
     if sketching:
-        large = array[array > 6e-18]
-        if len(large) < len(array):
-            sketch.counts[Sketch.LOWEST] = len(array) - len(large)
-        if len(large):
-            places = np.ceil(np.log(large) / Sketch.RATIO).astype(np.int64)
-            first = int(places.min())
-            found = np.bincount(places - first)
-            used = np.flatnonzero(found)
-            sketch.counts.update(zip((used + first).tolist(), found[used].tolist(), strict=True))
-    return Many(counts, sketch, float(array.max()))
+        sketch.add(ordered)
+    top = ordered[-1] if ordered else nan
+    return Summary(count_in(ordered, bounds), native_of(ordered) if native else None, sketch, top)
+
+
+def _sketch_of(np: Any, ordered: NDArray[np.float64]) -> Sketch:
+    sketch = Sketch()
+    low = int(ordered.searchsorted(6e-18, "right"))
+    if low:
+        sketch.counts[Sketch.LOWEST] = low
+    if low < len(ordered):
+        places = np.ceil(np.log(ordered[low:]) / Sketch.RATIO)
+        last = np.append(np.flatnonzero(places[1:] != places[:-1]), len(places) - 1)
+        counts = last.copy()
+        counts[0] += 1
+        counts[1:] -= last[:-1]
+        sketch.counts.update(zip(places[last].astype(np.int64).tolist(), counts.tolist(), strict=True))
+    return sketch
