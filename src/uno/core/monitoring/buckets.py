@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-#: So many observations at once are counted by numpy, where it is loaded already.
+#: So many observations at once are counted by numpy, see loaded_numpy().
 MANY = 96
 _CHUNK = 256
 MOST_NATIVE = 160
@@ -223,10 +223,17 @@ class Summary(NamedTuple):
     top: float
 
 
-def summarize(values: list[float], bounds: tuple[float, ...], *, native: bool, sketching: bool) -> Summary:
+def loaded_numpy() -> Any:
+    """numpy, where somebody has loaded it, and wholly: another thread may be importing it. Nobody does for counting."""
+    np = sys.modules.get("numpy")
+    return None if getattr(getattr(np, "__spec__", None), "_initializing", True) else np
+
+
+def summarize(
+    values: list[float], bounds: tuple[float, ...], *, native: bool, sketching: bool, np: Any = None
+) -> Summary:
     """Count finite numbers, in any order. Without ``sketching`` there is no sketch, and perhaps no largest value."""
-    np = sys.modules.get("numpy") if len(values) >= MANY else None  # nobody loads it for this
-    if np is not None and hasattr(np, "searchsorted"):  # else another thread is importing it
+    if np is not None and len(values) >= MANY:
         array = np.fromiter(values, np.float64, len(values))
         array.sort()  # takes a tenth of the time of sorted(), and then finding the bounds takes none
         upto = array.searchsorted(bounds, "right").tolist()

@@ -39,6 +39,7 @@ from uno.core.monitoring.buckets import (
     NativeBuckets,
     Sketch,
     Summary,
+    loaded_numpy,
     native_merge,
     summarize,
 )
@@ -412,6 +413,9 @@ class HistogramCell:
 
     def observe(self, value: float) -> None:
         """Count ``value``. Never raises: what is not a finite number is left out, and counted in ``refused``."""
+        if self._ring is not None:  # this method was bound before there was one
+            self._append(value)
+            return
         pending = self.pending
         pending.append(value)
         if len(pending) >= WARM:
@@ -446,8 +450,8 @@ class HistogramCell:
             ring = _Ring(self)
             append = ring.items.append
             if self._ring is None:
-                self._ring = ring
                 self._append = append
+                self._ring = ring
             self.__class__ = WarmHistogramCell
 
     def fold(self) -> None:
@@ -472,7 +476,8 @@ class HistogramCell:
         try:
             total = float(sum(flight))
             if -inf < total < inf:
-                found = summarize(flight, bounds, native=native, sketching=sketching)
+                np = loaded_numpy()
+                found = summarize(flight, bounds, native=native, sketching=sketching, np=np)
         except Exception:  # noqa: BLE001 - text, an array, an object that compares in its own way
             pass
         if found is None:
