@@ -489,6 +489,31 @@ def test_a_page_after_changes_is_the_page_of_a_new_exporter(monitor: ResourceMon
         assert exporter.render(accept) == fresh.render(accept)
 
 
+@pytest.mark.parametrize("accept", [TEXT, OPENMETRICS, PROTOBUF], ids=["text", "openmetrics", "protobuf"])
+def test_a_removed_series_has_no_line(
+    monitor: ResourceMonitor, exporter: PrometheusExporter, accept: str
+) -> None:
+    orders = monitor.add_metric("shop", Counter("orders_total", "Orders", ["route"]))
+    wait = monitor.add_metric("shop", Histogram("wait_seconds", "Waiting", ["route"], unit="s"))
+    for route in ("/a", "/b"):
+        orders[route].inc(3)
+        wait[route].observe(0.1)
+    monitor.tick()
+    assert b"/a" in exporter.render(accept)
+    orders.remove("/a")
+    wait.remove("/a")
+    for _ in range(2):  # at once, and after the next tick
+        page = exporter.render(accept)
+        assert b"/a" not in page
+        assert b"/b" in page
+        monitor.tick()
+    orders.clear()
+    assert b"orders_total" not in exporter.render(accept)
+    orders["/a"].inc()
+    monitor.tick()
+    assert b"/a" in exporter.render(accept)
+
+
 def test_unchanged_chunks_are_not_made_again(monitor: ResourceMonitor, exporter: PrometheusExporter) -> None:
     gauge = monitor.add_metric("shop", Gauge("g", "G", ["n"]))
     for n in range(1_000):

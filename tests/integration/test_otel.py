@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum, IntEnum
@@ -161,6 +162,32 @@ def test_attribute_sets(monitor: ResourceMonitor, provider: UnoMeterProvider) ->
         "a=mutable": 1,
         "a=changed": 1,
     }
+
+
+def test_attributes_without_bounds_are_cut_and_not_remembered(
+    monitor: ResourceMonitor, provider: UnoMeterProvider, caplog: pytest.LogCaptureFixture
+) -> None:
+    counter = provider.get_meter("shop").create_counter("c")
+    with caplog.at_level(logging.WARNING, "uno"):
+        counter.add(1, {"k" * 10_000: "x"})
+        counter.add(1, {"__" + "k" * 10_000: "x"})
+        for _ in range(2):
+            counter.add(1, {f"a{n:04}": n for n in range(500)})
+    found = read(monitor, "c")
+    assert sorted(map(len, found)) == [202, 202, sum(len(f"a{n:04}={n},") for n in range(128)) - 1]
+    assert sorted(found.values()) == [1, 1, 2]
+    assert "more than 128 attributes" in caplog.text
+
+    def work() -> None:
+        for n in range(300):
+            counter.add(1, {"body": f"{n}" + "x" * 100_000})
+
+    tracemalloc.start()
+    try:
+        work()
+        assert tracemalloc.get_traced_memory()[0] < 5_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_too_many_attribute_sets_share_one_series(

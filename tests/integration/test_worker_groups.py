@@ -478,6 +478,29 @@ def test_a_series_that_all_workers_dropped_is_shown_no_more(team: Callable[..., 
     assert one.scrape()['gone{resource="x"}'] == 3  # a total never falls
 
 
+def test_removed_labels_are_shown_as_long_as_a_worker_has_them(team: Callable[..., Worker]) -> None:
+    one, two = team(), team()
+    for worker in (one, two):
+        worker.do("[orders.labels('a').inc(2), orders.labels('b').inc()][0]")
+        worker.do("monitor.tick()")
+    one.do("orders.remove('a')")
+    one.do("monitor.tick()")
+    assert one.scrape()['orders{kind="a"}'] == 4  # the other one has it still, and a total never falls
+    two.do("orders.clear()")
+    two.do("monitor.tick()")
+    one.do("monitor.tick()")
+    for worker in (one, two):
+        page = worker.scrape()
+        assert 'orders{kind="a"}' not in page
+        assert page['orders{kind="b"}'] == 2
+    one.do("orders.labels('a').inc()")
+    two.do("orders.labels('b').inc()")
+    for worker in (one, two, one):
+        worker.do("monitor.tick()")
+    page = one.scrape()
+    assert (page['orders{kind="a"}'], page['orders{kind="b"}']) == (5, 3)
+
+
 def test_reports_and_history_are_of_all(team: Callable[..., Worker]) -> None:
     one, two = team(), team()
     two.do("[wait.observe(0.25) for _ in range(30)]")

@@ -224,6 +224,38 @@ def test_a_single_c_call_that_observes_a_million_times() -> None:
     assert histogram[()].collect().count == 1_500_000
 
 
+def test_what_is_folded_while_another_thread_imports_numpy_is_not_lost() -> None:
+    program = """
+        import sys, threading
+        from uno.core.monitoring.resources import Histogram
+        assert "numpy" not in sys.modules
+        sys.setswitchinterval(1e-6)
+        histogram = Histogram("a")
+        cell = histogram[()]
+        cell.watched()
+        def load():
+            import numpy
+        thread = threading.Thread(target=load)
+        thread.start()
+        seen, during = 0, 0
+        while thread.is_alive():
+            for _ in range(200):
+                histogram.observe(0.5)
+            seen += 200
+            during += "numpy" in sys.modules
+            cell.fold()
+        thread.join()
+        assert during, "numpy was there at once"
+        got = cell.collect()
+        assert got.count == sum(got.counts) == seen, (got, seen)
+        assert sum(sum(part[0].counts.values()) for part in cell.watched().parts) == seen
+        """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=50
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # -- interruptions -------------------------------------------------------------------------------------
 
 

@@ -90,7 +90,7 @@ def test_a_family_is_no_dict_to_write_to() -> None:
     counter = Counter("a", labels=["n"])
     counter["x"].inc()
     for misuse in (
-        lambda: counter.__setitem__("y", CounterCell()), counter.clear, counter.popitem, lambda: counter.pop("x"),
+        lambda: counter.__setitem__("y", CounterCell()), counter.popitem, lambda: counter.pop("x"),
         lambda: counter.update(y=1), lambda: counter.setdefault("y", 1), lambda: copy.copy(counter),
         lambda: copy.deepcopy(counter), lambda: counter.__delitem__("x"), lambda: counter | {},
     ):  # fmt: skip

@@ -129,6 +129,22 @@ def test_a_series_is_made_once_for_all_threads() -> None:
 # -- refusals ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("labelled", [False, True])
+def test_a_counter_never_becomes_infinite(labelled) -> None:
+    largest = sys.float_info.max
+    family = Counter("orders", labels=["a"] if labelled else [])
+    counter = family["x"] if labelled else family
+    (cell,) = family.values() if labelled else [family[()]]
+    counter.inc(largest)
+    counter.inc()  # nothing that a float of this size could show
+    with pytest.raises(
+        MetricError, match=r"1\.7976931348623157e\+308 cannot take 1e\+308: no float is that large"
+    ):
+        counter.inc(1e308, {"trace_id": "a"})
+    assert cell.value == largest
+    assert cell.exemplar is None  # nothing was changed
+
+
 @pytest.mark.parametrize("amount", [-1, -1e-9, math.nan, math.inf, -math.inf])
 def test_a_counter_only_grows(amount) -> None:
     counter = Counter("orders")
@@ -197,12 +213,21 @@ def test_a_total_is_a_number_from_zero_up(value) -> None:
         (lambda: Histogram("a", buckets=["1"]), "takes a number, not str"),  # type: ignore[list-item]
         (lambda: Histogram("a", buckets="123"), "takes a number, not str"),  # type: ignore[arg-type]
         (lambda: Histogram("a", buckets=5), "sequence of numbers, not int"),  # type: ignore[arg-type]
+        (lambda: Histogram("a", buckets=range(501)), "more than 500 buckets: choose fewer"),
+        (lambda: Histogram("a", buckets=count(1)), "more than 500 buckets"),  # type: ignore[arg-type]
     ],
     ids=count(),
 )
 def test_a_bad_definition_says_what_is_wrong(make, words) -> None:
     with pytest.raises(MetricError, match=words):
         make()
+
+
+def test_as_many_buckets_as_there_may_be() -> None:
+    histogram = Histogram("a", buckets=[*range(500), math.inf])
+    histogram.observe(499)
+    histogram.observe(500)
+    assert histogram[()].collect().counts[-2:] == (1, 1)
 
 
 # -- labels --------------------------------------------------------------------------------------------
@@ -221,13 +246,19 @@ def test_labels_by_position_by_name_and_by_item_are_the_same_series() -> None:
     [
         (lambda c: c.inc(), r"\.labels\(method=\.\.\., code=\.\.\.\)"),
         (lambda c: c.labels("GET"), "has 2 labels"),
-        (lambda c: c.labels("GET", 1, 2), "has 2 labels"),
+        (lambda c: c.labels("GET", 1, 2), r"'requests' has the labels \(method, code\).*2 positional"),
         (lambda c: c.labels(method="GET"), "has 2 labels"),
-        (lambda c: c.labels(method="GET", kode=1), "kode"),
-        (lambda c: c.labels("GET", 1, code=1), "multiple values"),
+        (lambda c: c.labels(method="GET", kode=1), r"'requests' has the labels \(method, code\).*'kode'"),
+        (
+            lambda c: c.labels("GET", 1, code=1),
+            r"'requests' has the labels .* once, by position or by name.*'code'",
+        ),
+        (lambda c: c.labels("GET", method="GET"), r"'requests' has the labels .* once.*'method'"),
         (lambda c: c["GET"], "has 2 labels"),
         (lambda c: c.labels("GET", object()), "not object"),
         (lambda c: c.labels("GET", None), "not NoneType"),
+        (lambda c: c.labels(["GET"], 1), "'requests': label values are str, int, float or bool, not list"),
+        (lambda c: c.labels(method={}, code=1), "str, int, float or bool, not dict"),
     ],
     ids=count(),
 )
@@ -236,6 +267,30 @@ def test_wrong_labels_say_which_are_right(use, words) -> None:
     with pytest.raises((MetricError, TypeError), match=words):
         use(counter)
     assert values(counter) == {}
+
+
+def test_labels_that_are_no_parameters_say_the_same() -> None:
+    counter = Counter("requests", labels=["http.route", "class"])
+    for use in (
+        lambda: counter.labels("GET", ["x"]),
+        lambda: counter.labels(**{"http.route": ["x"], "class": 1}),
+        lambda: counter.labels("a", **{"class": 1}),
+        lambda: counter.labels("a", "b", "c"),
+        lambda: counter.labels(kind=1),
+    ):
+        with pytest.raises(MetricError, match=r"'requests'.* label"):
+            use()
+    assert values(counter) == {}
+
+
+def test_an_error_of_a_watcher_is_not_taken_for_one_of_the_labels() -> None:
+    def watcher(labels, cell) -> None:
+        raise TypeError("its own")
+
+    counter = Counter("requests", labels=["a"])
+    counter.watch(watcher)
+    with pytest.raises(TypeError, match="its own"):
+        counter.labels("x")
 
 
 def test_a_label_value_that_is_no_text_is_not_looked_into() -> None:
@@ -271,6 +326,112 @@ def test_unbounded_label_values_share_one_series_beyond_the_cap() -> None:
     assert counter.overflowed == 500
     counter.labels("0").inc()
     assert values(counter)["0",] == 2
+
+
+# -- series that will not come again -------------------------------------------------------------------
+
+
+def test_a_removed_series_is_gone_and_begins_anew() -> None:
+    counter = Counter("requests", labels=["method", "code"])
+    kept = counter["GET", "200"]
+    kept.inc(5)
+    counter.labels("GET", 500).inc()
+    counter.remove("GET", 200)
+    counter.remove("GET", 200)  # nothing is there any more
+    counter.remove("POST", 200)
+    kept.inc()  # to nobody
+    assert values(counter) == {("GET", "500"): 1}
+    counter["GET", "200"].inc()
+    assert values(counter) == {("GET", "500"): 1, ("GET", "200"): 1}
+
+
+def test_series_are_removed_by_some_of_their_labels_or_all_at_once() -> None:
+    gauge = Gauge("level", labels=["tank", "side"])
+    for tank in "abc":
+        for side in ("left", "right"):
+            gauge[tank, side].set(1)
+    gauge.remove_by_labels({"side": "left"})
+    assert sorted(values(gauge)) == [(tank, "right") for tank in "abc"]
+    gauge.remove_by_labels({"tank": "a", "side": "right"})
+    gauge.remove_by_labels({"tank": "nowhere"})
+    gauge.remove_by_labels({})
+    assert sorted(values(gauge)) == [("b", "right"), ("c", "right")]
+    gauge.clear()
+    assert values(gauge) == {}
+    gauge["b", "left"].set(2)
+    assert values(gauge) == {("b", "left"): 2}
+
+
+@pytest.mark.parametrize(
+    ("use", "words"),
+    [
+        (lambda c: c.remove("GET"), "'requests' has 2 labels .*, got 1 values"),
+        (lambda c: c.remove("GET", "200", "x"), "got 3 values"),
+        (lambda c: c.remove("GET", None), "not NoneType"),
+        (lambda c: c.remove(["GET"], 1), "not list"),
+        (lambda c: c.remove_by_labels({"kind": "x"}), r"has the labels \['method', 'code'\], got \['kind'\]"),
+        (lambda c: c.remove_by_labels(["method"]), "by name"),
+        (lambda c: c.remove_by_labels({"method": None}), "not NoneType"),
+        (lambda c: Counter("plain").remove(), "'plain' has no labels"),
+        (lambda c: Counter("plain").remove_by_labels({}), "'plain' has no labels"),
+    ],
+    ids=count(),
+)
+def test_what_cannot_be_removed_is_told(use, words) -> None:
+    counter = Counter("requests", labels=["method", "code"])
+    counter["GET", "200"].inc()
+    with pytest.raises(MetricError, match=words):
+        use(counter)
+    assert values(counter) == {("GET", "200"): 1}
+
+
+def test_a_metric_without_labels_keeps_its_series() -> None:
+    counter, histogram = Counter("a"), Histogram("b")
+    counter.inc()
+    histogram.observe(1)
+    counter.clear()
+    histogram.clear()
+    counter.inc()
+    histogram.observe(1)
+    assert values(counter) == {(): 2}
+    assert histogram[()].collect().count == 2
+
+
+def test_removing_makes_room_below_the_cap() -> None:
+    counter = Counter("a", labels=["n"], max_children=2)
+    for n in "abc":
+        counter[n].inc()
+    assert values(counter) == {("a",): 1, ("b",): 1, (OVERFLOW,): 1}
+    counter.remove("a")
+    counter.remove(OVERFLOW)
+    counter["d"].inc()
+    assert values(counter) == {("b",): 1, ("d",): 1}
+
+
+def test_who_watches_is_told_of_all_that_leaves_whatever_threads_do() -> None:
+    counter = Counter("orders", labels=["shop"])
+    lock = threading.Lock()
+    known: dict = {}
+
+    def come(labels, cell) -> None:
+        with lock:
+            known[labels] = cell
+
+    def go(removed) -> None:
+        with lock:
+            for labels, cell in removed.items():
+                if known.get(labels) is cell:
+                    del known[labels]
+
+    counter.watch(come, go)
+
+    def work() -> None:
+        for i in range(4_000):
+            counter[str(i % 7)].inc()
+            counter.remove(str(i % 5))
+
+    in_threads(work)
+    assert known == dict(counter.cells())
 
 
 # -- totals that are given -----------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uno.core.monitoring.metrics import CounterCell, GaugeCell, HistogramCell, MetricError, Spec, cell_for
-from uno.core.monitoring.resources import Counter, Gauge, ResourceMonitor, ResourceTypeMonitor
+from uno.core.monitoring.resources import Counter, Gauge, Histogram, ResourceMonitor, ResourceTypeMonitor
 from uno.core.monitoring.series import Batch, SeriesStore
 from uno.core.resources import Resource, ResourceManager
 
@@ -453,4 +453,50 @@ def test_the_applications_metric_is_a_series_of_its_resource() -> None:
     gauge.labels("M").set(4)
     monitor.tick()
     assert monitor.read("shelf", "in_stock", {"size": "M"}) == 4
+    monitor.stop()
+
+
+def test_a_removed_series_leaves_all_readers_and_comes_back_with_its_history() -> None:
+    monitor = ResourceMonitor()
+    monitor.manager.register(object(), id="shop")
+    gauge = monitor.add_metric("shop", Gauge("in_stock", labels=["size"]))
+    wait = monitor.add_metric("shop", Histogram("wait", labels=["size"]))
+    for size in "LM":
+        gauge[size].set(3)
+        wait[size].observe(1)
+    monitor.tick()
+    version = monitor.store.version
+    gauge.remove("L")
+    wait.remove_by_labels({"size": "L"})
+    assert monitor.store.version > version
+    for _ in range(2):
+        assert [s.labels for s in monitor.store.select("shop", "in_stock")] == [("M",)]
+        assert [s.labels for s in monitor.store.select("shop", "wait")] == [("M",)]
+        assert monitor.read("shop", "in_stock", {"size": "M"}) == 3
+        monitor.tick()
+    gauge["L"].set(4)
+    wait["L"].observe(1)
+    monitor.tick()
+    assert monitor.read("shop", "in_stock", {"size": "L"}) == 4
+    assert monitor.read("shop", "wait", {"size": "L"}, stat="count") == 1
+    gauge.clear()
+    wait.clear()
+    monitor.tick()
+    assert monitor.store.select("shop", "in_stock") == monitor.store.select("shop", "wait") == []
+    monitor.stop()
+
+
+def test_series_that_come_and_go_stay_bounded_while_the_monitor_ticks() -> None:
+    monitor = ResourceMonitor()
+    monitor.manager.register(object(), id="shop")
+    counter = monitor.add_metric("shop", Counter("orders", labels=["customer"]))
+    for n in range(6_000):
+        counter[str(n)].inc()
+        counter.remove(str(n))
+        if n % 200 == 0:
+            monitor.tick()
+    monitor.tick()
+    assert monitor.store.frame is not None
+    assert len(monitor.store.frame.values) < 2_500
+    assert monitor.store.select("shop", "orders") == []
     monitor.stop()

@@ -4,7 +4,8 @@ What makes recording exact under the GIL, with threads, signal handlers, finalis
 fact of CPython: it hands over to somebody else only after a call, at a jump backwards and at the start of a
 function. Three steps follow from it, and nothing else here touches shared state:
 
-- ``slot += operand`` and ``slot = operand``, where the operand is a float (``inc``, ``set``);
+- ``slot += operand`` and ``slot = operand``, where the operand is a float (``inc``, ``set``), also with a comparison
+  of floats in between;
 - compare and replace: ``if self.totals is old: self.totals = new``, tried again when somebody was faster. What is
   replaced is never changed, so that who reads has count, sum and buckets of one moment;
 - several C calls in one, by ``map`` (:func:`at_once`). The first of them alone may create containers: 3.11 runs the
@@ -33,16 +34,14 @@ from weakref import ref
 
 from uno.core.monitoring.buckets import (
     FINEST,
-    MANY,
     ZERO_THRESHOLD,
     Distribution,
-    Many,
     NativeBuckets,
     Sketch,
-    count_in,
-    count_many,
+    Summary,
+    loaded_numpy,
     native_merge,
-    native_of,
+    summarize,
 )
 from uno.core.monitoring.wrapping import Around
 
@@ -131,9 +130,14 @@ class CounterCell:
             raise MetricError(
                 f"a counter only grows, and by finite amounts: cannot add {amount!r}; use a Gauge for values that fall"
             )
-        if exemplar is not None:
-            self.exemplar = exemplar_of(exemplar, amount)
-        self.value += amount
+        kept = None if exemplar is None else exemplar_of(exemplar, amount)
+        total = self.value + amount
+        if not total > _MAX:
+            self.value = total
+            if kept is not None:
+                self.exemplar = kept
+            return
+        raise MetricError(f"a counter of {self.value!r} cannot take {amount!r}: no float is that large")
 
     def inc_mapped(self, amount: float | None = None, exemplar: Mapping[str, str] | None = None) -> None:
         """What ``inc`` does among several workers, see workers/cells.py. Load and store of the total are one step."""
@@ -147,10 +151,15 @@ class CounterCell:
             raise MetricError(
                 f"a counter only grows, and by finite amounts: cannot add {amount!r}; use a Gauge for values that fall"
             )
-        if exemplar is not None:
-            self.exemplar = exemplar_of(exemplar, amount)
-        self.value += amount
-        self._map[self._at] = self.value
+        kept = None if exemplar is None else exemplar_of(exemplar, amount)
+        total = self.value + amount
+        if not total > _MAX:
+            self.value = total
+            self._map[self._at] = total
+            if kept is not None:
+                self.exemplar = kept
+            return
+        raise MetricError(f"a counter of {self.value!r} cannot take {amount!r}: no float is that large")
 
     def start_anew(self) -> None:
         """Count from zero, in a forked child whose parent keeps what was counted. Totals that others count go on."""
@@ -404,6 +413,9 @@ class HistogramCell:
 
     def observe(self, value: float) -> None:
         """Count ``value``. Never raises: what is not a finite number is left out, and counted in ``refused``."""
+        if self._ring is not None:  # this method was bound before there was one
+            self._append(value)
+            return
         pending = self.pending
         pending.append(value)
         if len(pending) >= WARM:
@@ -438,8 +450,8 @@ class HistogramCell:
             ring = _Ring(self)
             append = ring.items.append
             if self._ring is None:
-                self._ring = ring
                 self._append = append
+                self._ring = ring
             self.__class__ = WarmHistogramCell
 
     def fold(self) -> None:
@@ -458,35 +470,27 @@ class HistogramCell:
 
     def _land(self, key: int, flight: list[Any]) -> None:
         refused = 0
-        ordered: list[float] = []
-        many: Many | None = None
         live = self._live
+        bounds, native, sketching = self.bounds, self.totals.native is not None, live is not None
+        found: Summary | None = None
         try:
             total = float(sum(flight))
             if -inf < total < inf:
-                if len(flight) >= MANY and self.totals.native is None:
-                    many = count_many(flight, self.bounds, live is not None)
-                if many is None:
-                    ordered = sorted(flight)
+                np = loaded_numpy()
+                found = summarize(flight, bounds, native=native, sketching=sketching, np=np)
         except Exception:  # noqa: BLE001 - text, an array, an object that compares in its own way
-            total = nan
-        if not -inf < total < inf:
-            many = None
-            ordered = sorted(value for value in map(_finite, flight) if value is not None)
-            refused = len(flight) - len(ordered)
-            total = sum(ordered)
+            pass
+        if found is None:
+            values = [value for value in map(_finite, flight) if value is not None]
+            refused = len(flight) - len(values)
+            total, found = sum(values), summarize(values, bounds, native=native, sketching=sketching)
         n = len(flight) - refused
-        native = native_of(ordered) if self.totals.native is not None and n else None
         while True:
             totals = self.totals
             new = totals
             if n:
-                counts = totals.counts
-                if many is not None:
-                    counts = tuple(map(add, counts, many.counts))
-                elif counts:
-                    counts = count_in(ordered, self.bounds, counts)
-                merged = native and native_merge(totals.native, native)  # type: ignore[arg-type]
+                counts = tuple(map(add, totals.counts, found.counts))
+                merged = found.native and native_merge(totals.native, found.native)  # type: ignore[arg-type]
                 new = Distribution(totals.count + n, totals.sum + total, counts, merged)
             # From here to the deletion nobody comes in between.
             if self.totals is totals:
@@ -495,13 +499,7 @@ class HistogramCell:
                 del _FLYING[key]
                 break
         if live is not None and n:
-            if many is not None:
-                part = many.sketch, many.top, n, total
-            else:
-                sketch = Sketch()
-                sketch.add(ordered)
-                part = sketch, ordered[-1], n, total
-            live.parts.append(part)
+            live.parts.append((found.sketch, found.top, n, total))
             if len(live.parts) >= MOST_PARTS:  # nobody ticks: stay bounded
                 live.parts.append(_join(at_once(live.parts.copy, live.parts.clear)[0]))
 

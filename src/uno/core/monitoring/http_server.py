@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import Any
 
 from uno.core.monitoring.instrumentation import CallScope, failures, scope
-from uno.core.monitoring.metrics import GaugeCell
+from uno.core.monitoring.metrics import GaugeCell, HistogramCell
 from uno.core.monitoring.monitor import ResourceMonitor
 from uno.core.monitoring.resource_types.http_server import METHODS, OTHER, ServerTarget
 from uno.core.resources import Resource
@@ -221,17 +221,18 @@ class Server:
         self.resource: Resource = monitor.manager.register(self.target, id=id, name=name)
         for family in self.target.families:
             monitor.store.attach(self.resource.id, family)
-        #: found before: (method as recorded, gauge) by method, what takes a duration by method, route and status
+        #: found before: (method as recorded, gauge) by method, durations by method, route and status
         self.methods: dict[str, tuple[str, GaugeCell]] = {}
-        self.adds: dict[tuple[str, str | None, int], Callable[[float], None]] = {}
+        self.cells: dict[tuple[str, str | None, int], HistogramCell] = {}
 
     def takes(self, scope_: Scope) -> bool:
         """Whether a request is to be measured here: not twice, and not when FastAPI's telemetry tells us of it."""
-        if (MARK in scope_ and scope_[MARK] is self.monitor) or (
-            "fastapi.telemetry" in scope_ and _tells(scope_.get("app"), self.monitor)
-        ):
+        monitor = self.monitor
+        if MARK in scope_ and scope_[MARK] is monitor:
             return False
-        scope_[MARK] = self.monitor
+        if "fastapi.telemetry" in scope_ and _tells(scope_.get("app"), monitor):
+            return False
+        scope_[MARK] = monitor
         return True
 
     def method(self, name: str) -> tuple[str, GaugeCell]:
@@ -241,13 +242,13 @@ class Server:
             self.methods[name] = found
         return found
 
-    def add_to(self, key: tuple[str, str | None, int]) -> Callable[[float], None]:
-        """What takes the durations of a method, a route and a status below 500."""
+    def cell(self, key: tuple[str, str | None, int]) -> HistogramCell:
+        """The durations of a method, a route and a status below 500."""
         method, template, status = key
-        add = self.target.answered.labels(method, template or UNMATCHED, str(status)).add
-        if len(self.adds) < _KEPT:
-            self.adds[key] = add
-        return add
+        cell = self.target.answered.labels(method, template or UNMATCHED, str(status))
+        if len(self.cells) < _KEPT:
+            self.cells[key] = cell
+        return cell
 
     def record_failure(self, exchange: Exchange, seconds: float, error: BaseException | None) -> None:
         """Take one request that failed, or that ended without a whole answer."""
@@ -288,12 +289,10 @@ class Exchange(RouteScope):
         self._name = ""
         self._scope, self._server, self._send = scope_, server, send
         self.status = 0
-        self.ended = False
-        self.more = False  # the answer comes in several parts, or with trailers
+        self.ended = self.more = False  # more: the answer comes in several parts, or with trailers
         name = scope_["method"]
-        self.method, active = server.methods.get(name) or server.method(name)
-        self._active = active
-        active.value += 1
+        self.method, self._active = server.methods.get(name) or server.method(name)
+        self._active.value += 1
         self._began = perf_counter()
 
     @property
@@ -303,7 +302,11 @@ class Exchange(RouteScope):
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message on; not a coroutine function, which saves one for each message."""
         kind = message["type"]
-        if kind == "http.response.body":
+        if kind == "http.response.start":
+            self.status = message["status"]
+            if message.get("trailers"):
+                self.more = TRAILERS
+        elif kind == "http.response.body":
             if self.more:
                 if self.more is True and not message.get("more_body"):
                     return self._last(message)
@@ -312,10 +315,6 @@ class Exchange(RouteScope):
             else:  # the whole answer in one message: its end is when the server has it
                 self.ended = True
                 self.end(None)
-        elif kind == "http.response.start":
-            self.status = message["status"]
-            if message.get("trailers"):
-                self.more = TRAILERS
         elif (kind == "http.response.trailers" and not message.get("more_trailers")) or (
             kind == "http.response.pathsend" and not self.more
         ):
@@ -337,7 +336,7 @@ class Exchange(RouteScope):
         try:
             if self.ended and 0 < status < 500:
                 key = (self.method, server.routes.template(self._scope, status < 300), status)
-                (server.adds.get(key) or server.add_to(key))(seconds)
+                (server.cells.get(key) or server.cell(key)).observe(seconds)
             else:
                 server.record_failure(self, seconds, error)
         except Exception as failure:  # noqa: BLE001 - never into the application

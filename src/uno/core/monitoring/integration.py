@@ -295,6 +295,11 @@ class MonitoringMiddleware:
         self._monitor, self._registry = monitor, registry
         self._health_path, self._dashboard, self._dashboard_path = health_path, dashboard, dashboard_path
         self._routes, self._server = routes, server
+        #: What paths of uno's own begin with.
+        self._own = (
+            *(() if health_path is None else (health_path,)),
+            *(() if dashboard is None else (dashboard_path,)),
+        )
         self._said: set[str] = set()
         self._started = False
 
@@ -309,18 +314,12 @@ class MonitoringMiddleware:
         if not self._started:  # mounted somewhere, where no lifespan comes through
             self._start()
         if kind == "http":
-            path = _below(scope_)
-            if path == self._health_path and self._is_ours(path, scope_):
-                await self._health(scope_, send)
-                return
-            base = self._dashboard_path
-            if (
-                self._dashboard is not None
-                and (path == base or path.startswith(base + "/"))
-                and self._is_ours(path, scope_)
-            ):
-                await self._to_dashboard(scope_, receive, send)
-                return
+            path = _below(scope_) if scope_.get("root_path") else scope_["path"]
+            if path.startswith(self._own):
+                answer = self._answer(path, scope_)
+                if answer is not None:
+                    await answer(scope_, receive, send)
+                    return
             server = self._server
             if server is not None and server.takes(scope_):
                 exchange = Exchange(server, scope_, send)
@@ -340,6 +339,17 @@ class MonitoringMiddleware:
             await self._app(scope_, receive, send)
         finally:
             scope.reset(token)
+
+    def _answer(self, path: str, scope_: Scope) -> ASGIApp | None:
+        """What answers a path of uno's own; None for the application's."""
+        base = self._dashboard_path
+        if path == self._health_path:
+            answer: ASGIApp = self._health
+        elif self._dashboard is not None and (path == base or path.startswith(base + "/")):
+            answer = self._to_dashboard
+        else:
+            return None
+        return answer if self._is_ours(path, scope_) else None
 
     def _is_ours(self, path: str, scope_: Scope) -> bool:
         """Whether the application has no route of its own at ``path``; a catch-all is none."""
@@ -397,7 +407,7 @@ class MonitoringMiddleware:
         except Exception:
             log.exception("monitoring did not stop cleanly")
 
-    async def _health(self, scope_: Scope, send: Send) -> None:
+    async def _health(self, scope_: Scope, receive: Receive, send: Send) -> None:
         if scope_["method"] not in ("GET", "HEAD"):
             await _respond(send, 405, b"", {"allow": "GET, HEAD"})
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from keyword import iskeyword
 from math import inf, isfinite, nan
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, NoReturn, TypeVar
@@ -34,6 +34,8 @@ Merge = Literal["sum", "max", "min", "worker"]
 
 MAX_CHILDREN = 1_000
 MAX_LABEL_LENGTH = 200
+#: Upper bounds of a histogram: each is a line of every series.
+MAX_BUCKETS = 500
 OVERFLOW = "_overflow"
 _NAME = re.compile(r"[A-Za-z_:][A-Za-z0-9_:.]*\Z")
 _LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
@@ -101,7 +103,7 @@ class Metric(dict[Any, C]):
     #: Uses of label values beyond ``max_children``.
     overflowed: int
     _max: int
-    __slots__ = ("__weakref__", "_cell", "_max", "_watcher", "labels", "overflowed", "spec")
+    __slots__ = ("__weakref__", "_cell", "_forget", "_max", "_watcher", "labels", "overflowed", "spec")
 
     if TYPE_CHECKING:
 
@@ -150,6 +152,7 @@ class Metric(dict[Any, C]):
         self.overflowed = 0
         self._max = max_children
         self._watcher: Callable[[tuple[str, ...], C], None] | None = None
+        self._forget: Callable[[Mapping[tuple[str, ...], C]], None] | None = None
         self._cell: C | None = None  # of a metric without labels
         self.labels = _labels_maker(self.spec.labels)(self)  # type: ignore[method-assign]
 
@@ -163,9 +166,9 @@ class Metric(dict[Any, C]):
 
     # Methods of dict would let a series be lost; two metrics are the same when they are one.
     def _closed(self, *args: object, **kwargs: object) -> NoReturn:
-        raise TypeError("series come from labels() or [...], and are not put in, taken out or copied")
+        raise TypeError("series come from labels() or [...], go by remove() or clear(), and are not copied")
 
-    __setitem__ = __delitem__ = update = pop = popitem = clear = setdefault = copy = _closed
+    __setitem__ = __delitem__ = update = pop = popitem = setdefault = copy = _closed
     __ior__ = __or__ = __ror__ = __reduce_ex__ = _closed
     __hash__ = object.__hash__  # type: ignore[assignment]
 
@@ -197,8 +200,14 @@ class Metric(dict[Any, C]):
         if len(values) != len(names) or _MISSING in values:
             given = sum(value is not _MISSING for value in values)
             raise MetricError(f"{self.spec.name!r} has {len(names)} labels {list(names)}, got {given} values")
-        plain = tuple(map(clean_label, values))
+        plain = self._plain(values)
         return self._find(plain[0] if len(names) == 1 else plain)
+
+    def _plain(self, values: Iterable[object]) -> tuple[str, ...]:
+        try:
+            return tuple(map(clean_label, values))
+        except MetricError as error:
+            raise MetricError(f"{self.spec.name!r}: {error}") from None
 
     def _find(self, key: str | tuple[str, ...]) -> C:
         cell = self.get(key)
@@ -217,19 +226,75 @@ class Metric(dict[Any, C]):
         cell = dict.setdefault(self, key, mine)  # one step: all threads get the same cell
         watcher = self._watcher
         if watcher is not None and cell is mine:
-            watcher((key,) if isinstance(key, str) else key, cell)
+            labels = (key,) if isinstance(key, str) else key
+            watcher(labels, cell)
+            forget = self._forget
+            if forget is not None and self.get(key) is not cell:  # it was removed before the watcher knew it
+                forget({labels: cell})
         return cell
 
     def cells(self) -> Iterator[tuple[tuple[str, ...], C]]:
         """Each combination of label values that was used, with its cell."""
         return iter([((key,) if isinstance(key, str) else key, cell) for key, cell in list(self.items())])
 
-    def watch(self, watcher: Callable[[tuple[str, ...], C], None] | None) -> None:
-        """Call ``watcher`` for each cell, those there are and those to come. One watcher at a time."""
-        self._watcher = watcher
+    def watch(
+        self,
+        watcher: Callable[[tuple[str, ...], C], None] | None,
+        forget: Callable[[Mapping[tuple[str, ...], C]], None] | None = None,
+    ) -> None:
+        """Call ``watcher`` for each cell, those there are and those to come, and ``forget`` with those that were
+        removed. One watcher at a time."""
+        self._watcher, self._forget = watcher, forget
         if watcher is not None:
             for key, cell in self.cells():
                 watcher(key, cell)
+
+    # -- series that will not come again ---------------------------------------------------------------
+
+    def remove(self, *values: object) -> None:
+        """Forget the series of these label values; nothing happens where there is none.
+
+        Who kept its cell, or a method of it, records to nobody. The same labels begin a new series later on, a
+        counter's at zero. Raises MetricError for labels that do not fit, and for a metric without labels.
+        """
+        names = self._removable()
+        if len(values) != len(names):
+            raise MetricError(f"{self.spec.name!r} has {len(names)} labels {names}, got {len(values)} values")
+        self._remove([self._plain(values)])
+
+    def remove_by_labels(self, labels: Mapping[str, object]) -> None:
+        """Forget all series with these label values, by name, whatever their other labels are; see remove.
+
+        Nothing happens where ``labels`` is empty: clear() forgets all.
+        """
+        names = self._removable()
+        if not isinstance(labels, Mapping):
+            raise MetricError(f"remove_by_labels takes labels by name, {{{names[0]!r}: ...}}")
+        if not labels.keys() <= set(names):
+            raise MetricError(f"{self.spec.name!r} has the labels {names}, got {sorted(labels)}")
+        wanted = list(zip(map(names.index, labels), self._plain(labels.values()), strict=True))
+        if wanted:
+            self._remove([key for key, _ in self.cells() if all(key[at] == text for at, text in wanted)])
+
+    def clear(self) -> None:
+        """Forget all series; see remove. A metric without labels keeps its one."""
+        if self.spec.labels:
+            self._remove([key for key, _ in self.cells()])
+
+    def _removable(self) -> list[str]:
+        if not self.spec.labels:
+            raise MetricError(f"{self.spec.name!r} has no labels: its one series is not removed")
+        return list(self.spec.labels)
+
+    def _remove(self, keys: Iterable[tuple[str, ...]]) -> None:
+        removed: dict[tuple[str, ...], C] = {}
+        for key in keys:
+            cell = dict.pop(self, key[0] if len(key) == 1 else key, None)
+            if cell is not None:
+                removed[key] = cell
+        forget = self._forget
+        if forget is not None and removed:
+            forget(removed)
 
     def reinit_after_fork(self) -> None:
         """Nothing: there is no lock that another thread of the parent could have held."""
@@ -242,26 +307,38 @@ def _labels_maker(names: tuple[str, ...]) -> Callable[[Metric[Any]], Callable[..
     if not names or not all(name.isidentifier() and not iskeyword(name) for name in names):
         return lambda metric: partial(_labels, metric)
     # Names were checked: identifiers, not beginning with two underscores.
-    parameters = "".join(f"{name}=__missing, " for name in names)
+    parameters = ", ".join(f"{name}=__missing" for name in names)
     key = names[0] if len(names) == 1 else ", ".join(names)
     source = (
         "def make(__metric):\n"
-        f"    def labels({parameters}*__more, **__named):\n"
-        "        if __more or __named:\n"
-        "            __wrong(__metric, __more, __named)\n"
-        f"        return __metric[{key}]\n"
+        f"    def labels({parameters}):\n"
+        "        try:\n"
+        f"            return __metric[{key}]\n"
+        "        except TypeError:\n"
+        f"            __unhashable(__metric, ({key},))\n"
+        "            raise\n"
+        "    labels.__qualname__ = __called(__metric)\n"
         "    return labels\n"
     )
-    space: dict[str, Any] = {"__missing": _MISSING, "__wrong": _wrong}
+    space: dict[str, Any] = {"__missing": _MISSING, "__unhashable": _unhashable, "__called": _called}
     exec(source, space)
     made: Callable[[Metric[Any]], Callable[..., Any]] = space["make"]
     return made
 
 
-def _wrong(metric: Metric[Any], more: tuple[object, ...], named: Mapping[str, object]) -> NoReturn:
-    names = metric.spec.labels
-    got = f"{len(names) + len(more)} values" if more else f"{sorted(named)} too"
-    raise MetricError(f"{metric.spec.name!r} has {len(names)} labels {list(names)}, got {got}")
+def _called(metric: Metric[Any]) -> str:
+    """What ``labels`` is called where Python itself refuses its arguments: with a TypeError that begins with this."""
+    names = ", ".join(metric.spec.labels)
+    return f"{metric.spec.name!r} has the labels ({names}), each given once, by position or by name: labels"
+
+
+def _unhashable(metric: Metric[Any], values: tuple[object, ...]) -> None:
+    """MetricError where a label value is what cannot even be looked up."""
+    try:
+        hash(values)
+    except TypeError:
+        metric._plain(values)
+        raise MetricError(f"{metric.spec.name!r}: text that cannot be looked up is no label value") from None
 
 
 def _labels(metric: Metric[Any], *values: object, **named: object) -> Any:
@@ -270,7 +347,11 @@ def _labels(metric: Metric[Any], *values: object, **named: object) -> Any:
         if values or named.keys() != set(names):
             raise MetricError(f"{metric.spec.name!r} has the labels {list(names)}, got {sorted(named)}")
         values = tuple(named[name] for name in names)
-    return metric[values]
+    try:
+        return metric[values]
+    except TypeError:
+        _unhashable(metric, values)
+        raise
 
 
 class Counter(Metric[CounterCell]):
@@ -416,9 +497,13 @@ def _bounds(name: str, buckets: object) -> tuple[float, ...]:
     """The finite upper bounds; the last may be infinite, which is always there."""
     if not isinstance(buckets, Iterable):
         raise MetricError(f"buckets of {name!r} is a sequence of numbers, not {type(buckets).__name__}")
-    bounds = [number_of(bound, f"a bucket of {name!r}") for bound in buckets]
+    bounds = [number_of(bound, f"a bucket of {name!r}") for bound in islice(buckets, MAX_BUCKETS + 2)]
     if bounds and bounds[-1] == inf:
         bounds.pop()
+    if len(bounds) > MAX_BUCKETS:
+        raise MetricError(
+            f"{name!r} has more than {MAX_BUCKETS} buckets: choose fewer, or native=True for exponential ones"
+        )
     if not bounds or not all(map(isfinite, bounds)) or any(not a < b for a, b in pairwise(bounds)):
         raise MetricError(
             f"buckets of {name!r} are finite ascending numbers, for example [0.1, 0.5, 1], not {bounds}"

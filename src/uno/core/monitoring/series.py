@@ -264,7 +264,28 @@ class SeriesStore:
     def attach(self, resource: str, metric: Metric[Any]) -> None:
         """Keep all cells of an application's metric, those there are and those to come, as series of ``resource``."""
         spec = metric.spec
-        metric.watch(lambda labels, cell: (self.add(resource, spec, labels, cell), None)[1])
+        metric.watch(
+            lambda labels, cell: (self.add(resource, spec, labels, cell), None)[1],
+            lambda removed: self.discard(resource, spec, removed),
+        )
+
+    def discard(self, resource: str, spec: Spec, removed: Mapping[tuple[str, ...], Cell]) -> None:
+        """Forget series of a metric, by their labels, unless they have other cells by now."""
+        with self._lock:
+            leaving = set()
+            for labels, cell in removed.items():
+                series = self._series.get((resource, spec.name, spec.labels, labels))
+                if series is not None and series.cell is cell:
+                    leaving.add(series)
+            if not leaving:
+                return
+            for series in leaving:
+                self._retire(series)
+            # Replaced, never changed: a reader may be going through it.
+            self._by_resource[resource] = [s for s in self._by_resource[resource] if s not in leaving]
+            if spec.kind == "histogram":
+                self._histograms = [s for s in self._histograms if s not in leaving]
+            self.version += 1
 
     def remove(self, resource: str) -> None:
         """Forget the series of a resource; they revive with their history when it comes back."""

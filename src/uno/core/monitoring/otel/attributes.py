@@ -20,17 +20,25 @@ _DEEP = 4
 
 
 def cacheable(attributes: Mapping[str, Any]) -> bool:
-    """Whether equal attributes are the same ones for certain: 1 is equal to True, and hashes alike."""
-    return all(
-        type(name) is str and (type(value) is str or (type(value) is int and value not in (0, 1)))
+    """Whether these may be remembered: they are small, and equal ones are the same for certain (1 is equal to True, and
+    hashes alike)."""
+    return len(attributes) <= MAX_ITEMS and all(
+        type(name) is str
+        and len(name) <= MAX_LABEL_LENGTH
+        and (
+            (type(value) is str and len(value) <= MAX_LABEL_LENGTH)
+            or (type(value) is int and value not in (0, 1) and abs(value) < 2**64)
+        )
         for name, value in attributes.items()
     )
 
 
 def label_name(name: str) -> str:
-    """An attribute's name as a label's; what uno or Prometheus set themselves gets a prefix."""
-    name = str.__str__(name)[:MAX_LABEL_LENGTH]
-    return f"otel.{name}" if name in RESERVED or name.startswith("__") else name
+    """An attribute's name as a label's, of bounded length; what uno or Prometheus set themselves gets a prefix."""
+    name = str.__str__(name)
+    if name in RESERVED or name.startswith("__"):
+        name = f"otel.{name}"
+    return name[:MAX_LABEL_LENGTH]
 
 
 def text_of(value: object) -> str | None:

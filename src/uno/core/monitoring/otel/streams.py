@@ -18,7 +18,7 @@ from uno.core.monitoring.metrics import (
     MetricError,
     Spec,
 )
-from uno.core.monitoring.otel.attributes import label_name, text_of
+from uno.core.monitoring.otel.attributes import MAX_ITEMS, label_name, text_of
 from uno.core.monitoring.otel.views import Choice
 from uno.core.monitoring.series import MAX_SAMPLED, Batch, SeriesStore
 
@@ -79,6 +79,9 @@ class Stream:
         keep, drop, rename = self.choice.keep, self.choice.drop, self._rename
         pairs: dict[str, str] = {}
         for name, value in attributes.items():
+            if len(pairs) >= MAX_ITEMS:
+                self._say(f"more than {MAX_ITEMS} attributes at once: further ones are left out")
+                break
             if (keep is not None and name not in keep) or name in drop:
                 continue
             if value is None:  # the API's empty value: as good as absent
