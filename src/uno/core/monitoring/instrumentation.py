@@ -28,6 +28,7 @@ from types import (
 )
 from typing import Any, NamedTuple
 
+from uno.core.monitoring.cells import HAS_GIL
 from uno.core.monitoring.metrics import MAX_PENDING, CounterCell, HistogramCell
 
 log = logging.getLogger("uno.hooks")
@@ -531,20 +532,20 @@ def _hook_in(current: Any) -> _Hook | None:
 _IMMUTABLE = 1 << 8
 
 
-def _assign(owner: type, name: str, value: Any) -> None:
+def _assign(owner: Any, name: str, value: Any) -> None:
     """``setattr(owner, name, value)``, also where ``owner`` is an extension's C class, which refuses it.
 
     Python itself refuses since interpreters may share such a class; its methods are looked up like any other's. So the
     entry is put beneath the proxy, and Python told that what it remembers of the class is out of date.
     """
-    if not owner.__flags__ & _IMMUTABLE:
+    if not isinstance(owner, type) or not owner.__flags__ & _IMMUTABLE:  # a module, or an ordinary class
         setattr(owner, name, value)
         return
     import ctypes
     import gc
 
     (entries,) = gc.get_referents(vars(owner))
-    if sys.implementation.name != "cpython" or type(entries) is not dict or entries.get(name) is None:
+    if not HAS_GIL or type(entries) is not dict or entries.get(name) is None:
         raise TypeError(f"{owner.__name__} cannot be hooked")
     entries[name] = value
     ctypes.pythonapi.PyType_Modified(ctypes.py_object(owner))

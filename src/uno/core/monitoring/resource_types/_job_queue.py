@@ -272,13 +272,17 @@ class LateHooks:
         """Hook what is loaded, and the rest with :meth:`take`; returns what undoes it all."""
         user: dict[str, list[Callable[[], None]]] = {}
         self._users.append(user)
-        self.take()
 
         def undo() -> None:
             self._users.remove(user)
             for each in (each for found in user.values() for each in found):
                 each()
 
+        try:
+            self.take()
+        except BaseException:
+            undo()
+            raise
         return undo
 
     def take(self) -> None:
