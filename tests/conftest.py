@@ -8,7 +8,7 @@ CI=true it fails.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
@@ -21,8 +21,19 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 
+_FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        item.stash[_FAILED] = True
+    return report
+
+
 @pytest.fixture(autouse=True)
-def _none_stays() -> Iterator[None]:
+def _none_stays(request: pytest.FixtureRequest) -> Iterator[None]:
     """A monitor that a failing test has left running is stopped: its hooks would fail all tests after it."""
     made: weakref.WeakSet[ResourceMonitor] = weakref.WeakSet()
     original = ResourceMonitor.__init__
@@ -34,8 +45,9 @@ def _none_stays() -> Iterator[None]:
     ResourceMonitor.__init__ = init  # type: ignore[method-assign]
     yield
     ResourceMonitor.__init__ = original  # type: ignore[method-assign]
-    for monitor in list(made):
-        monitor.stop()
+    if request.node.stash.get(_FAILED, False):
+        for monitor in list(made):
+            monitor.stop()
 
 
 class Recovering(Protocol):
