@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -378,33 +379,66 @@ def test_a_full_disk_is_told_and_monitoring_goes_on(tmp_path: Path) -> None:
     assert "shows its own numbers only" in worker.said
 
 
-def test_a_disk_that_fills_up_keeps_what_is_new_to_the_worker_itself(tmp_path: Path) -> None:
+@pytest.fixture
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A file system of its own of 512 KiB, or what the test's parameter says."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(disk)]
+    size = getattr(request, "param", "512k")
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
     if (
         os.getuid() != 0
         or not shutil.which("mount")
         or subprocess.run(mount, check=False, capture_output=True).returncode
     ):
         pytest.skip("a file system of its own can be made by root only")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("small_disk", ["96k"], indirect=True)
+def test_a_disk_that_fills_up_keeps_what_is_new_to_the_worker_itself(small_disk: Path) -> None:
+    one = Worker(small_disk)
+    one.do("[orders.labels(str(n)).inc() for n in range(900)]")
+    one.do("[inc(), wait.observe(0.5)]")
+    one.do("monitor.tick()")
+    found = one.scrape()
+    assert (found["paid"], found["wait_count"], found['orders{kind="899"}']) == (1, 1, 1)
+    two = Worker(small_disk)  # there is no room for another shard
+    two.do("inc(5)")
+    two.do("monitor.tick()")
+    assert two.scrape()["paid"] == 5
+    two.leave()
+    assert "shows its own numbers only" in two.said
+    one.leave()
+    assert "cannot grow" in one.said
+
+
+def test_the_dead_stay_as_they_are_while_the_disk_is_full(small_disk: Path) -> None:
+    one, two = Worker(small_disk), Worker(small_disk)
     try:
-        one = Worker(disk)
-        one.do("[orders.labels(str(n)).inc() for n in range(900)]")
-        one.do("[inc(), wait.observe(0.5)]")
+        for worker in (one, two):
+            worker.do("[inc(2), monitor.tick(), monitor.tick()] and None")
+        filler = small_disk / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", 0) as file:
+            while True:
+                file.write(bytes(4096))
+        two.kill()
         one.do("monitor.tick()")
-        found = one.scrape()
-        assert (found["paid"], found["wait_count"], found['orders{kind="899"}']) == (1, 1, 1)
-        two = Worker(disk)  # there is no room for another shard
-        two.do("inc(5)")
-        two.do("monitor.tick()")
-        assert two.scrape()["paid"] == 5
-        two.leave()
-        assert "shows its own numbers only" in two.said
+        descriptors = one.do("len(os.listdir('/proc/self/fd'))")
+        for _ in range(5):
+            one.do("monitor.tick()")
+        assert one.do("len(os.listdir('/proc/self/fd'))") == descriptors
+        assert one.scrape()["paid"] == 4
+        filler.unlink()
+        one.do("monitor.tick()")
+        assert shards(small_disk) == ["0.shard", "dead.shard"]
+        assert one.scrape()["paid"] == 4
         one.leave()
-        assert "cannot grow" in one.said
+        assert "dead workers' shards cannot be folded: No space left on device" in one.said
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        for worker in (one, two):
+            worker.kill()
 
 
 def test_who_finds_the_others_busy_shows_nothing_until_it_has_joined(

@@ -371,6 +371,103 @@ def test_a_reload_starts_anew_and_leaves_nothing(serve: Callable[..., Service], 
     service.stop()
 
 
+LEAK = """
+import os
+from fastapi import FastAPI
+from sqlalchemy import create_engine
+from sqlalchemy.pool import QueuePool
+from uno.core.monitoring.integration import setup_monitoring, setup_prometheus_exporter
+from uno.core.monitoring.resources import Counter, Gauge, ResourceMonitor, Threshold
+
+app = FastAPI()
+monitor = ResourceMonitor(interval=0.2)
+engine = create_engine("sqlite://", poolclass=QueuePool, pool_size=2, max_overflow=0)
+monitor.manager.register(engine, id="main-db")
+monitor.manager.register(object(), id="shop")
+orders = monitor.add_metric("shop", Counter("orders_total"))
+setup_monitoring(app, monitor, allow_anonymous=True)
+exporter = setup_prometheus_exporter(monitor)
+app.include_router(exporter.router, prefix="/metrics")
+leaked = []
+
+@app.get("/leak")
+def leak():
+    leaked.extend(engine.connect() for _ in range(2))
+    leaked[0].exec_driver_sql("select 1")
+    orders.inc(exemplar={"trace_id": "cafe"})
+    return os.getpid()
+
+@app.get("/order")
+def order():
+    return os.getpid()
+
+@app.get("/page")
+def page():
+    row = [r for r in monitor.generate_report(resource_id="main-db").rows if r.metric == "uno.resource.utilization"]
+    return {
+        "pid": os.getpid(), "page": exporter.render("application/openmetrics-text;version=1.0.0").decode(),
+        "workers": monitor.sharing.count, "max": [r.max for r in row], "level": [r.level for r in row],
+        "edges": monitor.generate_dependency_graph().to_dict()["edges"],
+        "report": [[a.resource, a.cause] for a in monitor.generate_report().alerts],
+    }
+"""
+
+
+def test_what_one_worker_has_is_told_by_all(serve: Callable[..., Service], tmp_path: Path) -> None:
+    (tmp_path / "leak_app.py").write_text(LEAK)
+    service = serve(
+        ["-m", "uvicorn", "leak_app:app", "--port", "PORT", "--log-level", "warning", "--workers", "3"]
+    )
+    service.ready()
+    service.until(lambda: service.workers() == 3, 120)
+    leaker = int(service.get("/leak"))
+    base = "/monitoring/dashboard/api"
+    missing: dict[str, object] = {}
+
+    def told() -> bool:
+        """By another worker than the one that has it."""
+        nonlocal missing
+        page = json.loads(service.get("/page"))
+        if page["pid"] == leaker:
+            return False
+        lines = page["page"].splitlines()
+        missing = {
+            "state": 'uno_resource_health{resource="main-db",uno_resource_health="saturated"} 1.0' in lines,
+            "alert": any(
+                line.startswith('uno_alert{resource="main-db"') and "critical" in line for line in lines
+            ),
+            "used": any(
+                line.startswith("db_client_connection_count{") and line.endswith('"used"} 2.0')
+                for line in lines
+            ),
+            "exemplar": any(line.startswith("orders_total{") and "cafe" in line for line in lines),
+            "report": page["max"] == [1.0] and page["level"] == ["critical"],
+            "cause": any("worker " in cause for _, cause in page["report"]),
+            "graph": any(
+                e["source"] == "caller GET /leak" and e["target"] == "main-db" for e in page["edges"]
+            ),
+        }
+        return all(missing.values())
+
+    try:
+        service.until(told, 90)
+    except AssertionError as error:
+        raise AssertionError(f"{missing} {error}") from None
+    for _ in range(12):  # whichever answers
+        detail = json.loads(service.get(f"{base}/resource?id=main-db"))
+        assert [(h["count"], h["caller"]) for h in detail["holders"]] == [(2, "GET /leak")]
+        assert detail["level"] == "critical"
+        assert detail["health"]["status"] == "saturated"
+        assert detail["health"]["reason"].endswith("(in 1 of 3 workers)")
+        health = json.loads(service.get("/health"))
+        assert health["checks"]["main-db:database"][0]["observedValue"] == "saturated"
+    os.kill(leaker, signal.SIGKILL)
+    service.until(lambda: not json.loads(service.get(f"{base}/resource?id=main-db"))["holders"], 60)
+    service.until(
+        lambda: json.loads(service.get("/health"))["checks"]["main-db:database"][0]["status"] == "pass", 60
+    )
+
+
 def test_two_applications_of_one_shell_or_launcher_are_never_merged(
     serve: Callable[..., Service], tmp_path: Path
 ) -> None:

@@ -39,6 +39,8 @@ _OF_STATUS: dict[HealthStatus, Level] = {
 SERVERS = ("http_server", "opentelemetry")
 MAX_ROUTES = 64
 
+#: Calls, errors and calls per second of one caller.
+Calls = tuple[float, float, float | None]
 Totals = dict[tuple[str, str], tuple[float, float]]
 
 
@@ -53,23 +55,25 @@ class Callers:
         now: float,
         resources: Iterable[Resource],
         stat_of: Callable[[Resource], Stat | None],
-        store: SeriesStore | None = None,
+        store: SeriesStore,
     ) -> None:
         """Note the totals, once a second at most."""
         if self._kept and now - self._kept[-1][0] < 1.0:
             return
         totals: Totals = {}
         for resource in resources:
-            if store is not None and resource.type in SERVERS:
-                for name, served in requests(store, resource.id).items():
-                    totals[resource.id, name] = served
-            stat = stat_of(resource)
-            if stat is not None:
-                for name, (calls, errors) in list(stat.callers.items()):
-                    totals[resource.id, name] = (calls.value, errors.value)
+            for name, served in _totals(resource, stat_of(resource), store).items():
+                totals[resource.id, name] = served
         self._kept.append((now, totals))
         while now - self._kept[0][0] > RATE_SECONDS:
             self._kept.popleft()
+
+    def calls(self, resource: Resource, stat: Stat | None, store: SeriesStore) -> dict[str, Calls]:
+        """Who calls a resource, or by which routes it is called: calls, errors and calls per second of each."""
+        return {
+            name: (*served, self.rate(resource.id, name))
+            for name, served in _totals(resource, stat, store).items()
+        }
 
     def rate(self, resource_id: str, caller: str) -> float | None:
         """Calls per second over the last 10 s; None while there is no such time."""
@@ -78,6 +82,13 @@ class Callers:
         (start, before), (end, after) = self._kept[0], self._kept[-1]
         key = (resource_id, caller)
         return max(0.0, after.get(key, (0.0, 0.0))[0] - before.get(key, (0.0, 0.0))[0]) / (end - start)
+
+
+def _totals(resource: Resource, stat: Stat | None, store: SeriesStore) -> dict[str, tuple[float, float]]:
+    if resource.type in SERVERS:
+        return requests(store, resource.id)
+    callers = [] if stat is None else list(stat.callers.items())
+    return {name: (calls.value, errors.value) for name, (calls, errors) in callers if name != OWN}
 
 
 def requests(store: SeriesStore, resource_id: str) -> dict[str, tuple[float, float]]:
@@ -122,28 +133,17 @@ def build_graph(monitor: ResourceMonitor) -> DependencyGraph:
             if needed not in nodes:
                 nodes[needed] = Node(needed, needed, "unknown", "resource", "unknown")
             edges.append(Edge(resource.id, needed, "declared", 0, None, 0))
-        stat = monitor.stat_of(resource)
-        if stat is None:
-            continue
-        for name, (calls, errors) in list(stat.callers.items()):
-            if name == OWN:
-                continue
-            kind: NodeKind = "task" if name.startswith(("task ", "thread ")) else "route"
+        called = monitor.team.calls(resource)
+        if resource.type in SERVERS:
+            busiest = sorted(called, key=lambda name: -called[name][0])[:MAX_ROUTES]
+            called = {name: called[name] for name in busiest}
+        for name, (calls, errors, rate) in called.items():
+            is_task = resource.type not in SERVERS and name.startswith(("task ", "thread "))
+            kind: NodeKind = "task" if is_task else "route"
             caller = f"caller {name}"
             nodes.setdefault(caller, Node(caller, name, kind, kind, "unknown"))
-            rate = monitor.callers.rate(resource.id, name)
-            edges.append(Edge(caller, resource.id, "observed", int(calls.value), rate, int(errors.value)))
-    for resource in monitor.manager:
-        if resource.type in SERVERS:
-            served = requests(monitor.store, resource.id)
-            busiest = sorted(served, key=lambda name: -served[name][0])[:MAX_ROUTES]
-            for name in busiest:
-                caller = f"caller {name}"
-                nodes.setdefault(caller, Node(caller, name, "route", "route", "unknown"))
-                rate = monitor.callers.rate(resource.id, name)
-                edges.append(
-                    Edge(resource.id, caller, "observed", int(served[name][0]), rate, int(served[name][1]))
-                )
+            ends = (resource.id, caller) if resource.type in SERVERS else (caller, resource.id)
+            edges.append(Edge(*ends, "observed", int(calls), rate, int(errors)))
     return DependencyGraph(nodes.values(), edges)
 
 

@@ -29,7 +29,7 @@ from uno.core.monitoring.hooks import Hooks
 from uno.core.monitoring.instrumentation import Stat, failures
 from uno.core.monitoring.metrics import Counter, CounterCell, Gauge, Histogram, Metric, MetricError, Spec
 from uno.core.monitoring.names import STANDARD, clash, resolve, short_names
-from uno.core.monitoring.readings import Holder, Reading, UnknownMetricError, choose, holders_of, reading
+from uno.core.monitoring.readings import Holder, Reading, UnknownMetricError, choose, reading
 from uno.core.monitoring.resource_types import Recogniser, load
 from uno.core.monitoring.resource_types.event_loop import LoopTarget
 from uno.core.monitoring.resource_types.file_handle import FileTarget
@@ -37,6 +37,7 @@ from uno.core.monitoring.resource_types.host import HostTarget
 from uno.core.monitoring.resource_types.process import ProcessTarget
 from uno.core.monitoring.sampler import Sampler, running_loop
 from uno.core.monitoring.series import STATS, Batch, SeriesStore
+from uno.core.monitoring.team import Team
 from uno.core.monitoring.thresholds import AlertLevel, Threshold
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
 from uno.core.monitoring.workers.wiring import WorkerSharing
@@ -117,6 +118,7 @@ class ResourceMonitor:
         self.started = self.clock.now()
         self.store = SeriesStore()
         self.sharing = WorkerSharing(self.store, workers, self.service)
+        self.team = Team(self)
         self.alerts = AlertBook(self.store, interval=self.interval)
         self.health = HealthBook(interval=self.interval, ping_interval=PING_SECONDS)
         self.detector: AnomalyDetector | None = None
@@ -531,14 +533,20 @@ class ResourceMonitor:
         return self.alerts.on_alert(callback)
 
     def level_of(self, resource_id: str) -> AlertLevel:
-        """The worst level that fires on a resource. UnknownResourceError when there is none."""
+        """The worst level that fires on a resource, in any worker of the service.
+
+        UnknownResourceError when there is none.
+        """
         self.manager.get(resource_id)
-        return self.alerts.level(resource_id)
+        return max(self.team.firing().get(resource_id, {}).values(), default=AlertLevel.OK)
 
     def health_of(self, resource_id: str) -> Health:
-        """The health of a resource, from memory. UnknownResourceError when there is none."""
+        """The health of a resource in all workers of the service, from memory; see Team.health.
+
+        UnknownResourceError when there is none.
+        """
         self.manager.get(resource_id)
-        return self.health.health(resource_id, self.clock.now())
+        return self.team.health(resource_id)
 
     # -- who and why -----------------------------------------------------------------------------------
 
@@ -551,9 +559,11 @@ class ResourceMonitor:
         return driver.stat(target)
 
     def holders(self, resource_id: str) -> list[Holder]:
-        """Who holds the slots of a resource now and who waits for one: the most first, holders before waiters."""
-        stat = self.stat_of(self.manager.get(resource_id))
-        return [] if stat is None else holders_of(stat, self.clock.now())
+        """Who holds the slots of a resource now and who waits for one: the most first, holders before waiters.
+
+        Of other workers of the service as of their last tick.
+        """
+        return self.team.holders(self.manager.get(resource_id))
 
     def _explain(self, resource_id: str, metric: str) -> str:
         resource = self.manager.get(resource_id)
@@ -661,6 +671,7 @@ class ResourceMonitor:
             self.health.update(now, self.alerts.firing())
             self.alerts.deliver(changes)
             self.callers.step(now, self.manager, self.stat_of, self.store)
+            self._guarded("talk with other workers", self.team.tick)
             for listener in self._listeners:
                 try:
                     listener()

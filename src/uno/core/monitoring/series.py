@@ -214,6 +214,12 @@ class SeriesStore:
             found = [s for s in found if s.metric.name == metric or s.wire == metric]
         return found
 
+    def find(
+        self, resource: str, metric: str, names: tuple[str, ...], labels: tuple[str, ...]
+    ) -> Series | None:
+        """The series with these names and values of labels, None where there is none."""
+        return self._series.get((resource, metric, names, labels))
+
     def add(self, resource: str, spec: Spec, labels: tuple[str, ...], cell: Cell) -> Series | None:
         """Make a series known; None when the bound on series is reached (counted in ``refused``).
 

@@ -120,15 +120,15 @@ class Cards:
 
     def snapshot(self) -> Steps:
         """All that the page needs at its start."""
-        monitor, now = self.monitor, self.moment()
-        alerts, levels = self.alerts(), monitor.alerts.firing()
+        monitor = self.monitor
+        alerts, levels = self.alerts(), monitor.team.firing()
         by_resource: dict[str, list[str]] = {}
         for alert in alerts:
             by_resource.setdefault(alert["resource"], []).append(alert["id"])
         axis = self.ticks()
         resources = []
         for resource in monitor.manager:
-            resources.append(self.card(resource, now, levels, axis, by_resource.get(resource.id, [])))
+            resources.append(self.card(resource, levels, axis, by_resource.get(resource.id, [])))
             yield
         resources.sort(key=lambda card: (-RANK[card["level"]], card["type"], card["name"]))
         frame = monitor.view.frame
@@ -153,12 +153,12 @@ class Cards:
 
     def tick(self) -> dict[str, Any]:
         """What changes with a tick, without "added" and "removed"."""
-        monitor, now = self.monitor, self.moment()
-        frame, levels = monitor.view.frame, monitor.alerts.firing()
+        monitor = self.monitor
+        frame, levels = monitor.view.frame, monitor.team.firing()
         resources: dict[str, Any] = {}
         judged = []
         for resource in monitor.manager:
-            health = monitor.health.health(resource.id, now)
+            health = monitor.team.health(resource.id, self.moment())
             level = _level(health, levels.get(resource.id))
             figures = self.figures(resource)
             said = self._health(health)
@@ -182,14 +182,13 @@ class Cards:
     def card(
         self,
         resource: Resource,
-        now: float,
         levels: Mapping[str, Mapping[str, AlertLevel]],
         axis: NDArray[np.float64],
         alerts: list[str],
     ) -> dict[str, Any]:
         """One resource of the snapshot."""
         frame = self.monitor.view.frame
-        health = self.monitor.health.health(resource.id, now)
+        health = self.monitor.team.health(resource.id, self.moment())
         figures = self.figures(resource)
         running = self.monitor.running
         return {
@@ -345,7 +344,7 @@ class Cards:
 
     def alerts(self) -> list[dict[str, Any]]:
         """What is pending or firing."""
-        return [self.alert(alert) for alert in self.monitor.alerts.active()]
+        return [self.alert(alert) for alert in self.monitor.team.alerts()]
 
     def alert(self, alert: Alert) -> dict[str, Any]:
         """One alert with the words and the unit of its metric."""
@@ -404,7 +403,7 @@ class Cards:
             )
             return {"level": "unknown", "text": text + _more(len(unknown) - 1)}
         causes: dict[str, Alert] = {}
-        for alert in self.monitor.alerts.active():
+        for alert in self.monitor.team.alerts():
             if alert.state == "firing":
                 causes.setdefault(alert.resource, alert)
         bad.sort(key=lambda one: (one[2] != "critical", one[3]["status"] != "down", one[0]))
@@ -419,9 +418,10 @@ class Cards:
 
 def readable(reason: str) -> str:
     """A health reason with a metric's title in place of its name."""
-    word, colon, metric = reason.partition(": ")
+    word, colon, rest = reason.partition(": ")
+    metric, *where = rest.split(" ", 1)  # "(in 1 of 4 workers)"
     spec = STANDARD.get(metric)
-    return f"{title_of(spec)} is {word}" if colon and spec is not None else reason
+    return " ".join((f"{title_of(spec)} is {word}", *where)) if colon and spec is not None else reason
 
 
 def _level(health: Health, levels: Mapping[str, AlertLevel] | None) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from uno.core.monitoring.alerts import title_of
 from uno.core.monitoring.dashboard.cards import Cards, Steps, readable, short
 from uno.core.monitoring.dashboard.web import HTTPError
-from uno.core.monitoring.instrumentation import OWN
+from uno.core.monitoring.dependencies import SERVERS
 from uno.core.monitoring.names import resolve, short_names
 from uno.core.monitoring.thresholds import AlertLevel, Threshold
 
@@ -40,9 +40,9 @@ def find(cards: Cards, id: str | None) -> Resource:
 def resource(cards: Cards, id: str | None) -> Steps:
     """All about one resource."""
     found, monitor = find(cards, id), cards.monitor
-    now, levels = cards.moment(), monitor.alerts.firing()
+    levels = monitor.team.firing()
     active = [alert for alert in cards.alerts() if alert["resource"] == found.id]
-    detail = cards.card(found, now, levels, cards.ticks(), [alert["id"] for alert in active])
+    detail = cards.card(found, levels, cards.ticks(), [alert["id"] for alert in active])
     yield
     by_metric: dict[str, list[Series]] = {}
     for series in monitor.view.select(found.id):
@@ -51,7 +51,7 @@ def resource(cards: Cards, id: str | None) -> Steps:
     for series_of in by_metric.values():
         metrics.append(_metric(cards, found, series_of))
         yield
-    ended = [cards.alert(a) for a in monitor.alerts.history() if a.resource == found.id]
+    ended = [cards.alert(a) for a in monitor.team.ended() if a.resource == found.id]
     holders = monitor.holders(found.id)
     yield
     return {
@@ -153,9 +153,7 @@ def _unit_of(threshold: Threshold, kind: str, unit: str) -> str:
 def _dependents(cards: Cards, resource: Resource) -> list[str]:
     monitor = cards.monitor
     found = [other.id for other in monitor.manager if resource.id in other.depends_on]
-    stat = monitor.stat_of(resource)
-    callers = [] if stat is None else [name for name in list(stat.callers) if name != OWN]
-    return found + sorted(callers)
+    return found + ([] if resource.type in SERVERS else sorted(monitor.team.calls(resource)))
 
 
 def _anomalies(cards: Cards, by_metric: dict[str, list[Series]]) -> list[dict[str, Any]]:
@@ -272,7 +270,7 @@ def graph(cards: Cards) -> dict[str, Any]:
 def alerts(cards: Cards) -> Generator[None, None, dict[str, Any]]:
     """Active alerts and those that are over."""
     history = []
-    for alert in cards.monitor.alerts.history():
+    for alert in cards.monitor.team.ended():
         history.append(cards.alert(alert))
         yield
     return {"active": cards.alerts(), "history": history}

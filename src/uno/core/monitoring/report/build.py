@@ -41,7 +41,7 @@ def build_report(
 
     wanted = [(r, s, _levels(monitor, r, s)) for r in resources for s in monitor.view.select(r.id)]
     told = monitor.history.summaries([(series, levels) for _, series, levels in wanted], since, until)
-    active = monitor.alerts.active()
+    active = monitor.team.alerts()
     present = {(a.resource, a.metric, *a.labels.values()): a.level for a in active if a.state == "firing"}
     rows = []
     for (resource, series, levels), found in zip(wanted, told, strict=True):
@@ -59,7 +59,7 @@ def build_report(
     ids = {resource.id for resource in resources}
     alerts = {
         a.id: _on_the_wall(a, clock.wall)
-        for a in (*monitor.alerts.history(), *active)
+        for a in (*monitor.team.ended(), *active)
         if a.resource in ids and a.fired_at and a.fired_at <= until and (a.resolved_at or until) >= since
     }
     fired = sorted(alerts.values(), key=lambda a: a.fired_at or 0.0)

@@ -22,6 +22,7 @@ from uno.core.monitoring.workers.shard import (
     GAP,
     GONE,
     KNOWN,
+    NOTES,
     Header,
     Place,
     ShardReader,
@@ -82,6 +83,7 @@ class Member:
         self._written: dict[int, int] = {}  # the count that a histogram's block has, by its slot
         self._columns: list[_Column] = []
         self._version = -1
+        self._words = b""
         self._rest: ShardWriter | None = None
         self._closed = False
         self._pid = os.getpid()
@@ -277,6 +279,21 @@ class Member:
                     )
             except OSError as error:
                 self.say("ring", f"quantiles are not told to the other workers: {error.strerror or error}")
+
+    def tell(self, words: bytes) -> bool:
+        """Let the others read ``words`` from now on; False when they are too many. Never raises."""
+        with self._lock:
+            if self._closed or words == self._words:
+                return True
+            try:
+                told = self._writer.write_ring(words, NOTES)
+            except OSError as error:
+                reason = error.strerror or error
+                self.say("words", f"the other workers do not hear of alerts, health and holders: {reason}")
+                return True
+            if told:
+                self._words = words
+            return told
 
     def _publish_totals(self) -> None:
         """What needs no frame: a process may end before its first tick does."""

@@ -27,6 +27,7 @@ from uno.core.monitoring.workers.shard import (
     GONE,
     KNOWN,
     NATIVE,
+    NOTES,
     ShardError,
     ShardReader,
     decode_native,
@@ -91,6 +92,7 @@ class _Shard:
         self.arrays: dict[Any, list[tuple[Any, Any]]] = {}  # each without a place twice
         self.grown = False
         self.damaged = False
+        self.words = b""  # what its worker said last
 
     @property
     def id(self) -> str:
@@ -149,10 +151,25 @@ class MergedStore(SeriesStore):
             found = [s for s in found if s.metric.name == metric or s.wire == metric]
         return found
 
+    def find(
+        self, resource: str, metric: str, names: tuple[str, ...], labels: tuple[str, ...]
+    ) -> Series | None:
+        """As SeriesStore.find."""
+        entry = self._entries.get((resource, metric, names, labels))
+        return None if entry is None else entry.series
+
     @property
     def workers(self) -> int:
         """How many workers live."""
         return sum(shard.living for shard in list(self._shards.values()))
+
+    @property
+    def words(self) -> list[tuple[int, bytes]]:
+        """What the other living workers said up to the last tick, by their numbers."""
+        found = [
+            shard for shard in list(self._shards.values()) if shard.living and shard.name != self._own[0]
+        ]
+        return sorted((shard.reader.header.number, shard.words) for shard in found if shard.words)
 
     def add_private(self, fd: int) -> None:
         """Read another shard of this worker, which the others do not see."""
@@ -595,6 +612,8 @@ class MergedStore(SeriesStore):
             self.look()
             for shard in self._shards.values():
                 self._poll(shard)
+                for words in shard.reader.ring(NOTES):
+                    shard.words = words
                 for content in shard.reader.ring():
                     for slot, top, counts in decode_sketches(content):
                         entry = shard.blocks.get(slot)

@@ -7,6 +7,7 @@ One file for each worker, mapped into its memory::
       index    records: length, CRC, JSON    what there is: each definition is written once, and never changed
       slots    float64                       where the numbers are
       ring     the last four ticks' sketches of histograms: sequence, length, CRC, bytes
+      notes    another ring: what is told in words, the last of which counts
 
 A record is visible once its length is written, which is done last. What cannot be read is told and left out, never
 raised into the application. The numbers of a scalar are two slots, its state and its value; those of a histogram
@@ -32,7 +33,7 @@ PAGE = max(4096, mmap.ALLOCATIONGRANULARITY)
 FIRST, LARGEST = 4 * PAGE, 64 * PAGE
 MAX_BYTES = 256 * 2**20
 RING, RING_ENTRIES, RING_LARGEST = 4 * PAGE, 4, 256 * PAGE
-INDEX, SLOTS, SKETCHES = 1, 2, 3
+INDEX, SLOTS, SKETCHES, NOTES = 1, 2, 3, 4
 
 _HEADER = struct.Struct("<8sII16sdIIQ")
 _SEGMENT = struct.Struct("<4sIQ")
@@ -190,9 +191,9 @@ class ShardWriter:
         self._index_at = 0
         self._slots: memoryview[float] = memoryview(b"").cast("d")
         self._slots_at = self._slots_base = 0
-        self._ring: memoryview = memoryview(b"")
-        self._ring_seq = 0
-        self._next = {INDEX: FIRST, SLOTS: FIRST, SKETCHES: RING}
+        self._rings: dict[int, memoryview] = {}
+        self._ring_seq = {SKETCHES: 0, NOTES: 0}
+        self._next = {INDEX: FIRST, SLOTS: FIRST, SKETCHES: RING, NOTES: RING}
         _allocate(fd, 0, PAGE)
         if os.pwrite(fd, encode_header(header), 0) != _HEADER.size + _CRC.size:
             raise OSError("the header could not be written")
@@ -216,13 +217,13 @@ class ShardWriter:
         begin = encode_segment(kind, length)
         view[: len(begin)] = begin
         self._size = at + length
-        self._next[kind] = min(2 * length, RING_LARGEST if kind == SKETCHES else LARGEST)
+        self._next[kind] = min(2 * length, RING_LARGEST if kind in self._ring_seq else LARGEST)
         if kind == INDEX:
             self._index, self._index_at = view, START
         elif kind == SLOTS:
             self._slots, self._slots_at, self._slots_base = view.cast("d"), START // 8, at // 8
         else:
-            self._ring = view
+            self._rings[kind] = view
         return view
 
     def define(self, record: Any) -> None:
@@ -245,22 +246,21 @@ class ShardWriter:
             self._slots_at = at + width
             return Place(self._slots, at, self._slots_base + at)
 
-    def write_ring(self, content: bytes) -> bool:
+    def write_ring(self, content: bytes, kind: int = SKETCHES) -> bool:
         """Add what one tick has to say; False when it is too long."""
         with self._lock:
-            room = (len(self._ring) - START) // RING_ENTRIES // 8 * 8 - _ENTRY.size
+            ring = self._rings.get(kind, memoryview(b""))
+            room = (len(ring) - START) // RING_ENTRIES // 8 * 8 - _ENTRY.size
             if len(content) > room:
                 needed = (len(content) + _ENTRY.size + 8) * RING_ENTRIES
                 if needed + START > RING_LARGEST:
                     return False
-                self._next[SKETCHES] = max(self._next[SKETCHES], RING)
-                self._grow(SKETCHES, needed)
-                room = (len(self._ring) - START) // RING_ENTRIES // 8 * 8 - _ENTRY.size
-            self._ring_seq += 1
-            at = START + self._ring_seq % RING_ENTRIES * (room + _ENTRY.size)
-            self._ring[at + _ENTRY.size : at + _ENTRY.size + len(content)] = content
-            entry = _ENTRY.pack(self._ring_seq, len(content), zlib.crc32(content))
-            self._ring[at : at + _ENTRY.size] = entry
+                ring = self._grow(kind, needed)
+                room = (len(ring) - START) // RING_ENTRIES // 8 * 8 - _ENTRY.size
+            seq = self._ring_seq[kind] = self._ring_seq[kind] + 1
+            at = START + seq % RING_ENTRIES * (room + _ENTRY.size)
+            ring[at + _ENTRY.size : at + _ENTRY.size + len(content)] = content
+            ring[at : at + _ENTRY.size] = _ENTRY.pack(seq, len(content), zlib.crc32(content))
             return True
 
     def reinit_after_fork(self) -> None:
@@ -270,7 +270,8 @@ class ShardWriter:
     def close(self) -> None:
         """Close the file, which releases the lock. What cells still map stays mapped until they let go."""
         self._maps.clear()
-        self._index = self._ring = memoryview(b"")
+        self._rings.clear()
+        self._index = memoryview(b"")
         self._slots = memoryview(b"").cast("d")
         os.close(self.fd)
 
@@ -289,12 +290,7 @@ class ShardReader:
         self._segments: list[tuple[int, int, int]] = []  # kind, offset, length
         self._reading = 0  # which of them the next record is in
         self._at = START
-        self._ring_seq = 0
-
-    @property
-    def ring_seq(self) -> int:
-        """The number of the last tick whose sketches were taken."""
-        return self._ring_seq
+        self._ring_seq = {SKETCHES: 0, NOTES: 0}
 
     def view(self) -> memoryview[float] | None:
         """All of the file as float64, None when it has become shorter than it was: not to be touched then."""
@@ -352,9 +348,9 @@ class ShardReader:
             self.problem = str(error)
         return found
 
-    def ring(self) -> Iterator[bytes]:
+    def ring(self, kind: int = SKETCHES) -> Iterator[bytes]:
         """What the ticks since the last time have to say, as far as it is still there."""
-        last = next(((o, n) for k, o, n in reversed(self._segments) if k == SKETCHES), None)
+        last = next(((o, n) for k, o, n in reversed(self._segments) if k == kind), None)
         if last is None:
             return
         offset, length = last
@@ -364,12 +360,12 @@ class ShardReader:
             head = os.pread(self.fd, _ENTRY.size, offset + START + n * room)
             if len(head) == _ENTRY.size:
                 seq, size, crc = _ENTRY.unpack(head)
-                if seq > self._ring_seq and size <= room - _ENTRY.size:
+                if seq > self._ring_seq[kind] and size <= room - _ENTRY.size:
                     entries.append((seq, size, crc, offset + START + n * room + _ENTRY.size))
         for seq, size, crc, at in sorted(entries):
             content = os.pread(self.fd, size, at)
             if len(content) == size and zlib.crc32(content) == crc:
-                self._ring_seq = seq
+                self._ring_seq[kind] = seq
                 yield content
 
 

@@ -186,6 +186,17 @@ class WorkerSharing:
         key = self._key_below(os.getpid())
         return self._enter(key) if os.path.isdir(os.path.join(*key)) else None
 
+    def tell(self, words: bytes) -> bool:
+        """Let the other workers read ``words``, until the next ones. False when they are too many."""
+        member = self._member
+        return member is None or member.tell(words)
+
+    @property
+    def words(self) -> list[tuple[int, bytes]]:
+        """What the other workers said, by their numbers."""
+        member = self._member
+        return [] if member is None else member.merged.words
+
     def refresh(self, now: float) -> None:
         """Bring the totals of all workers to this moment, for a reader."""
         member = self._member

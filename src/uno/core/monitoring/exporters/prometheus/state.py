@@ -35,20 +35,19 @@ def families(
     """
     info: list[Sample] = []
     health: list[Sample] = []
-    now = monitor.clock.now()
     for n, r in enumerate(list(monitor.manager)):
         if resources and r.id not in resources:
             continue
         labels = (("resource", r.id), ("type", r.type), ("name", r.name), ("endpoint", r.endpoint or ""))
         info.append(Sample("_info", labels, 1.0))
-        present = monitor.health.health(r.id, now).status.value
+        present = monitor.team.health(r.id).status.value
         health += [
             Sample("", (("resource", r.id), (_HEALTH, state)), float(state == present)) for state in _STATES
         ]
         if n % _STEP == _STEP - 1:
             yield 0.0
     alerts: dict[tuple[tuple[str, str], ...], Sample] = {}
-    for n, a in enumerate(monitor.alerts.active()):
+    for n, a in enumerate(monitor.team.alerts()):
         if resources and a.resource not in resources:
             continue
         pairs = {"resource": a.resource, "metric": a.metric, "level": a.level.label, "state": a.state}
