@@ -71,13 +71,17 @@ class Callers:
         while now - self._kept[0][0] > RATE_SECONDS:
             self._kept.popleft()
 
-    def rate(self, resource_id: str, caller: str) -> float | None:
-        """Calls per second over the last 10 s; None while there is no such time."""
+    def rates(self, resource_id: str, caller: str) -> tuple[float | None, float | None]:
+        """Calls and errors per second over the last 10 s; None while there is no such time."""
         if len(self._kept) < 2:
-            return None
+            return None, None
         (start, before), (end, after) = self._kept[0], self._kept[-1]
-        key = (resource_id, caller)
-        return max(0.0, after.get(key, (0.0, 0.0))[0] - before.get(key, (0.0, 0.0))[0]) / (end - start)
+        key, none = (resource_id, caller), (0.0, 0.0)
+        calls, errors = (
+            max(0.0, b - a) / (end - start)
+            for a, b in zip(before.get(key, none), after.get(key, none), strict=True)
+        )
+        return calls, errors
 
 
 def requests(store: SeriesStore, resource_id: str) -> dict[str, tuple[float, float]]:
@@ -131,8 +135,10 @@ def build_graph(monitor: ResourceMonitor) -> DependencyGraph:
             kind: NodeKind = "task" if name.startswith(("task ", "thread ")) else "route"
             caller = f"caller {name}"
             nodes.setdefault(caller, Node(caller, name, kind, kind, "unknown"))
-            rate = monitor.callers.rate(resource.id, name)
-            edges.append(Edge(caller, resource.id, "observed", int(calls.value), rate, int(errors.value)))
+            rate, failing = monitor.callers.rates(resource.id, name)
+            edges.append(
+                Edge(caller, resource.id, "observed", int(calls.value), rate, int(errors.value), failing)
+            )
     for resource in monitor.manager:
         if resource.type in SERVERS:
             served = requests(monitor.store, resource.id)
@@ -140,10 +146,9 @@ def build_graph(monitor: ResourceMonitor) -> DependencyGraph:
             for name in busiest:
                 caller = f"caller {name}"
                 nodes.setdefault(caller, Node(caller, name, "route", "route", "unknown"))
-                rate = monitor.callers.rate(resource.id, name)
-                edges.append(
-                    Edge(resource.id, caller, "observed", int(served[name][0]), rate, int(served[name][1]))
-                )
+                rate, failing = monitor.callers.rates(resource.id, name)
+                calls_, errors_ = map(int, served[name])
+                edges.append(Edge(resource.id, caller, "observed", calls_, rate, errors_, failing))
     return DependencyGraph(nodes.values(), edges)
 
 
