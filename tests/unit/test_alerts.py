@@ -77,7 +77,7 @@ def test_an_alert_on_durations_ends_when_nothing_takes_time_any_more():
         assert world.tick() == []
     (resolved,) = world.tick()
     assert resolved.state == "resolved"
-    assert resolved.value is None
+    assert resolved.value == pytest.approx(2.0, rel=0.02), "the worst"
     json.dumps(resolved.to_dict(), allow_nan=False)
     cell.observe(3.0)
     assert brief(world.tick()) == [("firing", "warning")]
@@ -106,7 +106,7 @@ def test_a_threshold_fires_escalates_and_resolves():
     assert world.book.active() == []
     (past,) = world.book.history()
     assert (past.since, past.fired_at, past.resolved_at) == (START + 2, START + 2, START + 6)
-    assert past.value == 0.2
+    assert past.value == 0.95, "as the level"
     assert past.threshold == 0.7
 
 
@@ -395,6 +395,19 @@ def test_the_cause_is_asked_when_it_fires_when_it_escalates_and_every_few_second
     assert world.book.active()[0].cause == "cause 3"
     usage.set(0.8)
     assert world.tick()[0].cause == "cause 3"  # what became better needs no other explanation
+
+
+def test_a_cause_that_is_over_while_the_alert_lasts_stays_told():
+    world = World()
+    usage = world.gauge()
+    told = ["held by report.py:7", ""]
+    world.set(Threshold(0.7, keep_firing_for=60))
+    for value in (0.8, 0.1):
+        usage.set(value)
+        world.now += 6
+        world.book.evaluate(world.store.tick(world.now), world.resources, lambda *asked: told.pop(0))
+    assert told == []
+    assert world.book.active()[0].cause == "held by report.py:7"
 
 
 def test_a_failing_explanation_does_not_lose_the_alert(caplog):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from uno.core.monitoring.alerts import Alert
 from uno.core.monitoring.cells import CounterCell, Exemplar, HistogramCell
+from uno.core.monitoring.graph.model import Calls
 from uno.core.monitoring.health import Health, HealthStatus
 from uno.core.monitoring.readings import Holder, holders_of
 from uno.core.monitoring.thresholds import AlertLevel
@@ -28,8 +29,6 @@ log = logging.getLogger("uno.workers")
 MAX_HOLDERS = 50
 MAX_ENDED = 50
 
-#: Calls, errors and calls per second of one caller.
-Calls = tuple[float, float, float | None]
 #: A series: resource, metric, names and values of its labels.
 _Series = tuple[str, str, tuple[str, ...], tuple[str, ...]]
 
@@ -132,8 +131,8 @@ class Team:
                 },
                 {
                     str(id): {
-                        str(name): (float(n), float(errors), None if rate is None else float(rate))
-                        for name, (n, errors, rate) in calls.items()
+                        str(name): Calls(float(n), float(errors), _known(rate), _known(error_rate))
+                        for name, (n, errors, rate, error_rate) in calls.items()
                     }
                     for id, calls in words.get("calls", {}).items()
                 },
@@ -224,10 +223,8 @@ class Team:
         monitor = self._monitor
         found = monitor.callers.calls(resource, monitor.stat_of(resource), monitor.store)
         for told in self._others():
-            for name, (calls, errors, rate) in told.calls.get(resource.id, {}).items():
-                before = found.get(name, (0.0, 0.0, None))
-                rates = [r for r in (rate, before[2]) if r is not None]
-                found[name] = (before[0] + calls, before[1] + errors, sum(rates) if rates else None)
+            for name, calls in told.calls.get(resource.id, {}).items():
+                found[name] = calls.plus(found.get(name, Calls()))
         return found
 
 
@@ -236,6 +233,10 @@ class Team:
 
 def _encode(words: dict[str, Any]) -> bytes:
     return json.dumps(words, separators=(",", ":")).encode("ascii")
+
+
+def _known(number: Any) -> float | None:
+    return None if number is None else float(number)
 
 
 def _health_out(health: Health, clock: Clock) -> list[Any]:

@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from uno.core.monitoring.files import write
-from uno.core.monitoring.graph.model import COLOURS, KINDS, Edge, EdgeKind, Level, Node, NodeKind, utf8
+from uno.core.monitoring.graph.model import (
+    COLOURS,
+    KINDS,
+    Edge,
+    EdgeKind,
+    Level,
+    Node,
+    NodeKind,
+    together,
+    utf8,
+)
 
 __all__ = ["DependencyGraph", "Edge", "EdgeKind", "Level", "Node", "NodeKind"]
 
@@ -122,8 +132,12 @@ class DependencyGraph:
 
 
 def _sum(a: Edge, b: Edge) -> Edge:
-    rate = a.rate if b.rate is None else b.rate if a.rate is None else a.rate + b.rate
-    return a._replace(calls=a.calls + b.calls, rate=rate, errors=a.errors + b.errors)
+    return a._replace(
+        calls=a.calls + b.calls,
+        rate=together(a.rate, b.rate),
+        errors=a.errors + b.errors,
+        error_rate=together(a.error_rate, b.error_rate),
+    )
 
 
 def _json_safe(row: Node | Edge) -> dict[str, Any]:

@@ -31,7 +31,8 @@ class Node(NamedTuple):
 
 
 class Edge(NamedTuple):
-    """`source` depends on `target`; `rate` is in calls per second, None when it is not known."""
+    """`source` depends on `target`; `calls` and `errors` are all there were, `rate` and `error_rate` those of a second
+    at present, None when they are not known."""
 
     source: str
     target: str
@@ -39,6 +40,35 @@ class Edge(NamedTuple):
     calls: int = 0
     rate: float | None = None
     errors: int = 0
+    error_rate: float | None = None
+
+    @property
+    def failing(self) -> bool:
+        """Whether calls fail at present; as far as that is not known, whether some ever did."""
+        return self.errors > 0 if self.error_rate is None else self.error_rate > 0
+
+
+class Calls(NamedTuple):
+    """How often one thing called another, and how often in vain; the rates are those of a second at present."""
+
+    calls: float = 0.0
+    errors: float = 0.0
+    rate: float | None = None
+    error_rate: float | None = None
+
+    def plus(self, other: Calls) -> Calls:
+        """Both together; what one of them does not know is the other's."""
+        return Calls(
+            self.calls + other.calls,
+            self.errors + other.errors,
+            together(self.rate, other.rate),
+            together(self.error_rate, other.error_rate),
+        )
+
+
+def together(a: float | None, b: float | None) -> float | None:
+    """The sum of what is known."""
+    return a if b is None else b if a is None else a + b
 
 
 def drawn(edges: Iterable[Edge]) -> list[Edge]:
