@@ -8,6 +8,9 @@ import pkgutil
 import sys
 from pathlib import Path
 
+#: Run only when they are named.
+LONG = {"races"}
+
 
 def main() -> None:
     """Run each file that has a ``run()``."""
@@ -15,7 +18,7 @@ def main() -> None:
     names = [
         found.name for found in pkgutil.iter_modules([str(Path(__file__).parent)]) if found.name[0] != "_"
     ]
-    for name in sys.argv[1:] or sorted(names):
+    for name in sys.argv[1:] or sorted(set(names) - LONG):
         importlib.import_module(f"benchmarks.{name}").run()
 
 

@@ -16,11 +16,17 @@ import pytest
 
 from uno.core.monitoring import cells
 from uno.core.monitoring.cells import CounterCell, GaugeCell, HistogramCell, at_once
-from uno.core.monitoring.resources import Counter, Gauge, Histogram
+from uno.core.monitoring.exporters.prometheus import PrometheusExporter
+from uno.core.monitoring.resources import Counter, Gauge, Histogram, ResourceMonitor
 
-#: Increments of each of four threads. UNO_FULL_RACES=1 makes them ten million.
-MANY = 10_000_000 if os.environ.get("UNO_FULL_RACES") else 300_000
-LIMIT = 1_200 if os.environ.get("UNO_FULL_RACES") else 60
+#: `python -m benchmarks races` runs what is here at its full size.
+FULL = bool(os.environ.get("UNO_FULL_RACES"))
+#: Increments of each of four threads, observations of each, what is recorded while signals come, and forks.
+INCREMENTS = 10_000_000 if FULL else 75_000
+OBSERVATIONS = 3_000_000 if FULL else 100_000
+INTERRUPTED = 3_000_000 if FULL else 120_000
+FORKS = 1_000 if FULL else 60
+LIMIT = 3_600 if FULL else 60
 pytestmark = pytest.mark.timeout(LIMIT)
 
 
@@ -132,7 +138,7 @@ def test_four_threads_lose_no_increment() -> None:
 
     def work() -> None:
         inc, up, down = counter.inc, gauge.inc, gauge.dec
-        for _ in range(MANY // 4):
+        for _ in range(INCREMENTS):
             inc()
             bound(2.0)
             labelled["1", "2"].inc()
@@ -140,9 +146,9 @@ def test_four_threads_lose_no_increment() -> None:
             down(2)
 
     in_threads(*[work] * 4)
-    assert counter[()].value == MANY // 4 * 4
-    assert labelled["1", "2"].value == MANY // 4 * 12
-    assert gauge[()].value == MANY // 4 * 4
+    assert counter[()].value == INCREMENTS * 4
+    assert labelled["1", "2"].value == INCREMENTS * 12
+    assert gauge[()].value == INCREMENTS * 4
 
 
 @pytest.mark.slow
@@ -153,7 +159,7 @@ def test_observations_with_two_folders_and_a_scraper(warm, native) -> None:
     cell = HistogramCell(native=native)
     if warm:
         cell.warm()
-    each = MANY // 3
+    each = OBSERVATIONS
     done = threading.Event()
     wrong: list = []
     ticked = []
@@ -196,6 +202,54 @@ def test_observations_with_two_folders_and_a_scraper(warm, native) -> None:
     # The columns came to be before the first fold of freeze(); what others folded before that is in no tick.
     assert 0 < sum(ticked) <= 4 * each
     assert not cells._FLYING
+
+
+@pytest.mark.slow
+def test_pages_that_are_read_meanwhile_are_of_one_moment() -> None:
+    monitor = ResourceMonitor(interval=3_600)
+    monitor.manager.register(object(), id="shop")
+    counter = monitor.add_metric("shop", Counter("orders_total", labels=["n"]))
+    wait = monitor.add_metric("shop", Histogram("wait", labels=["n"]))
+    exporter = PrometheusExporter(monitor, prometheus_client=False)
+    done = threading.Event()
+    wrong: list[str] = []
+
+    def record() -> None:
+        inc, observe = counter["x"].inc, wait["x"].observe
+        for _ in range(OBSERVATIONS):
+            inc()
+            observe(0.5)
+
+    def last() -> None:
+        in_threads(*[record] * 4)
+        done.set()
+
+    def tick() -> None:
+        while not done.is_set():
+            monitor.tick()
+
+    def scrape() -> None:
+        before = 0.0
+        while not done.is_set():
+            page = exporter.render().decode().splitlines()
+            found = {
+                line.rpartition(" ")[0].replace('resource="shop",n="x"', ""): float(line.rpartition(" ")[2])
+                for line in page
+                if line.startswith("wait_")
+            }
+            if found:
+                count = found["wait_count{}"]
+                whole = found["wait_sum{}"] == count * 0.5 and found['wait_bucket{,le="0.5"}'] == count
+                if not whole or count < before or found['wait_bucket{,le="0.25"}']:
+                    wrong.append(str(found))
+                before = count
+
+    in_threads(last, tick, scrape, scrape)
+    monitor.tick()
+    assert wrong == []
+    assert monitor.read("shop", "wait", stat="count") == monitor.read("shop", "orders_total", stat="total")
+    assert monitor.read("shop", "wait", stat="count") == 4 * OBSERVATIONS
+    monitor.stop()
 
 
 @pytest.mark.usefixtures("_restless")
@@ -277,7 +331,7 @@ def test_signal_handlers_may_record_and_scrape() -> None:
     before = signal.signal(signal.SIGALRM, handler)
     signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
     try:
-        for i in range(120_000):
+        for i in range(INTERRUPTED):
             counter.inc()
             histogram.observe(0.5)
             many[str(i % 50)].inc()
@@ -287,9 +341,9 @@ def test_signal_handlers_may_record_and_scrape() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert handled > 100
-    assert counter[()].value == 120_000 + handled
-    assert histogram[()].collect().count == 120_000 + handled
-    assert sum(cell.value for cell in many.values()) == 120_000 + handled
+    assert counter[()].value == INTERRUPTED + handled
+    assert histogram[()].collect().count == INTERRUPTED + handled
+    assert sum(cell.value for cell in many.values()) == INTERRUPTED + handled
     assert wrong == []
 
 
@@ -358,7 +412,7 @@ def test_a_fork_in_the_middle_of_recording_loses_nothing() -> None:
         for thread in threads:
             thread.start()
         failed = 0
-        for _ in range(60):
+        for _ in range(int(sys.argv[1])):
             before = sum(counts)
             child = os.fork()
             if child == 0:
@@ -380,10 +434,10 @@ def test_a_fork_in_the_middle_of_recording_loses_nothing() -> None:
         assert got.count == sum(counts) == counter[()].value, (got, counts)
         """
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program)],
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program), str(FORKS)],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=LIMIT - 10,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -384,7 +384,7 @@ def test_exemplars_are_kept_by_bucket() -> None:
     assert histogram[()].collect().count == 3
 
 
-@pytest.mark.parametrize("labels", [{"trace_id": "x" * 121}, {"a": 1}, {1: "a"}], ids=count())
+@pytest.mark.parametrize("labels", [{"trace_id": "x" * 121}, {"a": 1}, {1: "a"}, "abc"], ids=count())
 def test_an_exemplar_that_cannot_be_is_refused_before_anything_changes(labels) -> None:
     counter, histogram = Counter("a"), Histogram("b")
     with pytest.raises(MetricError, match="exemplar"):
@@ -393,6 +393,16 @@ def test_an_exemplar_that_cannot_be_is_refused_before_anything_changes(labels) -
         histogram.observe_exemplar(1, labels)
     assert counter[()].value == histogram[()].collect().count == 0
     counter.inc(1, {"trace_id": "x" * 120})
+
+
+def test_no_labels_are_no_exemplar() -> None:
+    """As with prometheus_client: code that has no trace at the moment passes none."""
+    counter, histogram = Counter("a"), Histogram("b")
+    counter.inc(1, {})
+    histogram.observe_exemplar(1, {})
+    assert counter[()].value == histogram[()].collect().count == 1
+    assert counter[()].exemplar is None
+    assert histogram[()].exemplars is None
 
 
 # -- with blocks and decorators ------------------------------------------------------------------------

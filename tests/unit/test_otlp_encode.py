@@ -193,7 +193,7 @@ def test_histograms(
     ]
     if total is not None:
         prefix = encoding.histogram_prefix(head, start, len(by_bucket))
-        points[1:] = encoding.histograms([prefix], [(0, total, by_bucket)], time)
+        points[1:] = encoding.histograms([prefix], [(0, total, tuple(by_bucket))], time)
     metric = one(
         decode(encoding, encoding.metric(encoding.header("m", "d", "s"), "histogram", CUMULATIVE, points))
     )

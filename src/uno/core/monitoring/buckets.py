@@ -214,13 +214,13 @@ def count_in(values: Sequence[float], bounds: tuple[float, ...]) -> list[int]:
 # -- all of it -----------------------------------------------------------------------------
 
 
-class Summary(NamedTuple):
+class Summary:
     """What :func:`summarize` found: counts by classic bucket, native buckets, a sketch, and the largest value."""
 
-    counts: list[int]
-    native: NativeBuckets | None
-    sketch: Sketch
-    top: float
+    __slots__ = ("counts", "native", "sketch", "top")
+
+    def __init__(self, counts: list[int], native: NativeBuckets | None, sketch: Sketch, top: float) -> None:
+        self.counts, self.native, self.sketch, self.top = counts, native, sketch, top
 
 
 def loaded_numpy() -> Any:

@@ -22,6 +22,7 @@ import sys
 import time
 from _thread import _count as thread_count
 from _thread import get_ident
+from _weakref import ref
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,6 @@ from itertools import repeat, starmap
 from math import inf, isfinite, nan
 from operator import add, call
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
-from weakref import ref
 
 from uno.core.monitoring.buckets import (
     FINEST,
@@ -89,6 +89,8 @@ def number_of(value: object, what: str) -> float:
 
 def exemplar_of(labels: Mapping[str, str], value: float) -> Exemplar:
     """An exemplar of now. MetricError unless the labels are text of at most 128 characters together."""
+    if not isinstance(labels, Mapping):
+        raise MetricError('an exemplar is given by its labels: {"trace_id": ...}')
     pairs = tuple(labels.items())
     if not all(isinstance(text, str) for pair in pairs for text in pair):
         raise MetricError("an exemplar's labels are text")
@@ -130,7 +132,7 @@ class CounterCell:
             raise MetricError(
                 f"a counter only grows, and by finite amounts: cannot add {amount!r}; use a Gauge for values that fall"
             )
-        kept = None if exemplar is None else exemplar_of(exemplar, amount)
+        kept = exemplar_of(exemplar, amount) if exemplar else None
         total = self.value + amount
         if not total > _MAX:
             self.value = total
@@ -151,7 +153,7 @@ class CounterCell:
             raise MetricError(
                 f"a counter only grows, and by finite amounts: cannot add {amount!r}; use a Gauge for values that fall"
             )
-        kept = None if exemplar is None else exemplar_of(exemplar, amount)
+        kept = exemplar_of(exemplar, amount) if exemplar else None
         total = self.value + amount
         if not total > _MAX:
             self.value = total
@@ -432,10 +434,11 @@ class HistogramCell:
         value = number_of(value, "a histogram")
         if not -inf < value < inf:
             raise MetricError(f"a histogram takes finite numbers, not {value!r}")
-        kept = exemplar_of(exemplar, value)
-        if self.exemplars is None:
-            self.exemplars = {}
-        self.exemplars[bisect_left(self.bounds, value)] = kept
+        if exemplar:
+            kept = exemplar_of(exemplar, value)
+            if self.exemplars is None:
+                self.exemplars = {}
+            self.exemplars[bisect_left(self.bounds, value)] = kept
         self.observe(value)
 
     def time(self, exemplar: Mapping[str, str] | None = None) -> Around:

@@ -33,7 +33,8 @@ _KEPT = 1_000
 _ODD = 50
 _DEEP = 8
 _REST = "/{path}"
-TRAILERS: Any = "trailers"
+TRAILERS = "trailers"
+_NEW = object.__new__
 
 
 class Routes:
@@ -225,15 +226,25 @@ class Server:
         self.methods: dict[str, tuple[str, GaugeCell]] = {}
         self.cells: dict[tuple[str, str | None, int], HistogramCell] = {}
 
-    def takes(self, scope_: Scope) -> bool:
-        """Whether a request is to be measured here: not twice, and not when FastAPI's telemetry tells us of it."""
+    def begin(self, scope_: Scope, send: Send) -> Exchange | None:
+        """A request comes. None when it is not to be measured here: not twice, and not when FastAPI's telemetry tells
+        us of it."""
         monitor = self.monitor
         if MARK in scope_ and scope_[MARK] is monitor:
-            return False
+            return None
         if "fastapi.telemetry" in scope_ and _tells(scope_.get("app"), monitor):
-            return False
+            return None
         scope_[MARK] = monitor
-        return True
+        exchange = _NEW(Exchange)  # calling the class takes longer than all that follows
+        exchange._name = ""
+        exchange._scope, exchange._server, exchange._send = scope_, self, send
+        exchange.status = 0
+        exchange.ended = exchange.more = False
+        name = scope_["method"]
+        exchange.method, exchange._active = self.methods.get(name) or self.method(name)
+        exchange._active.value += 1
+        exchange._began = perf_counter()
+        return exchange
 
     def method(self, name: str) -> tuple[str, GaugeCell]:
         """The method as it is recorded, and the gauge of its requests in progress."""
@@ -285,15 +296,14 @@ class Exchange(RouteScope):
         "_active", "_began", "_send", "_server", "ended", "method", "more", "status",
     )  # fmt: skip
 
-    def __init__(self, server: Server, scope_: Scope, send: Send) -> None:
-        self._name = ""
-        self._scope, self._server, self._send = scope_, server, send
-        self.status = 0
-        self.ended = self.more = False  # more: the answer comes in several parts, or with trailers
-        name = scope_["method"]
-        self.method, self._active = server.methods.get(name) or server.method(name)
-        self._active.value += 1
-        self._began = perf_counter()
+    _active: GaugeCell
+    _began: float
+    _send: Send
+    _server: Server
+    ended: bool
+    method: str
+    more: Any  #: whether the answer comes in several parts; TRAILERS when it ends with these
+    status: int
 
     @property
     def _routes(self) -> Routes:  # type: ignore[override]
@@ -378,8 +388,8 @@ class HTTPServerMiddleware:
 
     async def __call__(self, scope_: Scope, receive: Receive, send: Send) -> None:
         kind = scope_["type"]
-        if kind == "http" and self._server.takes(scope_):
-            exchange = Exchange(self._server, scope_, send)
+        exchange = self._server.begin(scope_, send) if kind == "http" else None
+        if exchange is not None:
             token = scope.set(exchange)
             try:
                 await self.app(scope_, receive, exchange.send)

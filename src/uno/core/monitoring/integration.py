@@ -19,7 +19,6 @@ from uno.core.monitoring.exporters.prometheus.asgi import application
 from uno.core.monitoring.health import MEDIA_TYPE, HealthRegistry, ResourceHealthAdapter
 from uno.core.monitoring.http_server import (
     ASGIApp,
-    Exchange,
     Message,
     Receive,
     Routes,
@@ -321,8 +320,8 @@ class MonitoringMiddleware:
                     await answer(scope_, receive, send)
                     return
             server = self._server
-            if server is not None and server.takes(scope_):
-                exchange = Exchange(server, scope_, send)
+            exchange = None if server is None else server.begin(scope_, send)
+            if exchange is not None:
                 token = scope.set(exchange)
                 try:
                     await self._app(scope_, receive, exchange.send)

@@ -106,7 +106,7 @@ class Encoding(Protocol):
         """What does not change of a number point whose start does."""
 
     def changes(
-        self, heads: Iterable[bytes], starts: Iterable[int], values: Iterable[float], time: int
+        self, heads: Iterable[bytes], starts: Sequence[int], values: Iterable[float], time: int
     ) -> list[bytes]:
         """A point for each head, start (not 0) and value."""
 
@@ -117,7 +117,7 @@ class Encoding(Protocol):
         """The same with the start time, for ``histograms``."""
 
     def histograms(
-        self, prefixes: Iterable[bytes], totals: Iterable[tuple[int, float, Sequence[int]]], time: int
+        self, prefixes: Iterable[bytes], totals: Iterable[tuple[int, float, tuple[int, ...]]], time: int
     ) -> list[bytes]:
         """A point for each prefix and its (count, sum, counts by bucket)."""
 
@@ -181,6 +181,13 @@ def _field(tag: bytes, content: bytes) -> bytes:
     return tag + varint(len(content)) + content
 
 
+def _nested(outer: bytes, before: bytes, inner: bytes, content: list[bytes]) -> bytes:
+    """A field of ``before`` and a field of ``content``, which is much: it is copied once."""
+    length = sum(map(len, content))
+    head = before + inner + varint(length)
+    return b"".join([outer, varint(len(head) + length), head, *content])
+
+
 def _text(tag: bytes, text: str) -> bytes:
     return _field(tag, text.encode("utf-8", "replace")) if text else b""
 
@@ -218,15 +225,15 @@ def _samples(tag: bytes, samples: Sequence[Sample]) -> bytes:
 
 
 _BYTE = [bytes((n,)) for n in range(0x80)]
-_DOUBLE, _FIXED, _CHANGE = Struct("<d").pack, Struct("<Q").pack, Struct("<Q10sd").pack
+_DOUBLE, _FIXED = Struct("<d").pack, Struct("<Q").pack
 _DATA: dict[Form, bytes] = {"gauge": b"\x2a", "sum": b"\x3a", "histogram": b"\x4a", "exponential": b"\x52"}
 
 
 @lru_cache(256)
 def _counted(buckets: int) -> tuple[Struct, bytes]:
-    """Count, sum and the counts of so many buckets in one go; and the tag and length before the counts."""
+    """Time, count, sum and the counts of so many buckets in one go; and the tag and length before the counts."""
     tag = b"\x32" + varint(8 * buckets) if buckets else b""
-    return Struct(f"<cQcd{len(tag)}s{buckets}Q"), tag
+    return Struct(f"<10sQcd{len(tag)}s{buckets}Q"), tag
 
 
 class Protobuf:
@@ -266,11 +273,12 @@ class Protobuf:
         return b"\x0a" + varint(len(attributes) + 27) + attributes + b"\x11"
 
     def changes(
-        self, heads: Iterable[bytes], starts: Iterable[int], values: Iterable[float], time: int
+        self, heads: Iterable[bytes], starts: Sequence[int], values: Iterable[float], time: int
     ) -> list[bytes]:
-        between, pack = b"\x19" + _FIXED(time) + b"\x21", _CHANGE
+        between, double = b"\x19" + _FIXED(time) + b"\x21", _DOUBLE
+        begun = {start: _FIXED(start) + between for start in set(starts)}  # few: those of the last export
         return [
-            head + pack(start, between, value)
+            head + begun[start] + double(value)
             for head, start, value in zip(heads, starts, values, strict=True)
         ]
 
@@ -280,12 +288,12 @@ class Protobuf:
 
     def histogram_prefix(self, head: bytes, start: int, buckets: int) -> bytes:
         whole = head + _fixed(b"\x11", start)
-        return b"\x0a" + varint(len(whole) + 9 + _counted(buckets)[0].size) + whole
+        return b"\x0a" + varint(len(whole) + _counted(buckets)[0].size) + whole
 
     def histograms(
-        self, prefixes: Iterable[bytes], totals: Iterable[tuple[int, float, Sequence[int]]], time: int
+        self, prefixes: Iterable[bytes], totals: Iterable[tuple[int, float, tuple[int, ...]]], time: int
     ) -> list[bytes]:
-        moment = b"\x19" + _FIXED(time)
+        moment = b"\x19" + _FIXED(time) + b"\x21"
         out = []
         size, pack, tag = -1, _counted(0)[0].pack, b""
         for prefix, (count, total, counts) in zip(prefixes, totals, strict=True):
@@ -293,7 +301,8 @@ class Protobuf:
                 size = len(counts)
                 shape, tag = _counted(size)
                 pack = shape.pack
-            out.append(prefix + moment + pack(b"\x21", count, b"\x29", total, tag, *counts))
+            # One tuple from two, not piece by piece: that takes a third less.
+            out.append(prefix + pack(*(moment, count, b"\x29", total, tag) + counts))  # noqa: RUF005
         return out
 
     def histogram(
@@ -307,12 +316,12 @@ class Protobuf:
         samples: Sequence[Sample] = (),
     ) -> bytes:
         shape, tag = _counted(len(counts))
+        moment = b"\x19" + _FIXED(time) + b"\x21"
         if total is None:
-            numbers = b"\x21" + _FIXED(count) + tag + Struct(f"<{len(counts)}Q").pack(*counts)
+            numbers = moment + _FIXED(count) + tag + Struct(f"<{len(counts)}Q").pack(*counts)
         else:
-            numbers = shape.pack(b"\x21", count, b"\x29", total, tag, *counts)
-        times = _fixed(b"\x11", start) + b"\x19" + _FIXED(time)
-        return _field(b"\x0a", head + times + numbers + _samples(b"\x42", samples))
+            numbers = shape.pack(moment, count, b"\x29", total, tag, *counts)
+        return _field(b"\x0a", head + _fixed(b"\x11", start) + numbers + _samples(b"\x42", samples))
 
     def exponential(
         self,
@@ -346,12 +355,10 @@ class Protobuf:
         return _field(b"\x0a", b"".join(parts))
 
     def metric(self, header: bytes, form: Form, temporality: int, points: Sequence[bytes]) -> bytes:
-        data = b"".join(points)
-        if form != "gauge":
-            data += b"\x10" + _BYTE[temporality]
+        end = b"" if form == "gauge" else b"\x10" + _BYTE[temporality]
         if form == "sum":
-            data += b"\x18\x01"
-        return _field(b"\x12", header + _field(_DATA[form], data))
+            end += b"\x18\x01"
+        return _nested(b"\x12", header, _DATA[form], [*points, end])
 
     def sender(self, attributes: Mixed, scope: str, version: str) -> tuple[bytes, bytes]:
         inner = _text(b"\x0a", scope) + _text(b"\x12", version)
@@ -359,7 +366,7 @@ class Protobuf:
 
     def request(self, sender: tuple[bytes, bytes], metrics: Sequence[bytes]) -> bytes:
         resource, scope = sender
-        return _field(b"\x0a", resource + _field(b"\x12", scope + b"".join(metrics)))
+        return _nested(b"\x0a", resource, b"\x12", [scope, *metrics])
 
 
 # -- JSON ----------------------------------------------------------------------------------------------------
@@ -456,7 +463,7 @@ class Json:
         return attributes
 
     def changes(
-        self, heads: Iterable[bytes], starts: Iterable[int], values: Iterable[float], time: int
+        self, heads: Iterable[bytes], starts: Sequence[int], values: Iterable[float], time: int
     ) -> list[bytes]:
         return [
             self.number(head, start, time, value)
@@ -471,7 +478,7 @@ class Json:
         return head + (b',"startTimeUnixNano":"%d"' % start if start else b"")
 
     def histograms(
-        self, prefixes: Iterable[bytes], totals: Iterable[tuple[int, float, Sequence[int]]], time: int
+        self, prefixes: Iterable[bytes], totals: Iterable[tuple[int, float, tuple[int, ...]]], time: int
     ) -> list[bytes]:
         return [
             self.histogram(prefix, 0, time, count, total, counts)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, compress, repeat
 from math import nan
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -64,13 +64,26 @@ class Row:
 class Family:
     """All series of one name, kind and unit."""
 
-    __slots__ = ("columns", "form", "header", "heads", "last", "rows")
+    __slots__ = ("_change_heads", "cells", "columns", "form", "header", "heads", "last", "rows", "series")
 
     def __init__(self, form: Form, header: bytes, rows: list[Row]) -> None:
         self.form, self.header, self.rows = form, header, rows
         self.heads = [row.head for row in rows]
+        self.series = [row.series for row in rows]
+        self.cells: list[Cell] = [row.cell for row in rows]
+        self._change_heads: list[bytes] = []
         self.columns: Any = None
         self.last = max(row.column for row in rows)
+
+    def change_heads(self, encoding: Encoding) -> list[bytes]:
+        """The heads of points whose start changes; made when they are first needed."""
+        if not self._change_heads:
+            self._change_heads = [row.change_head(encoding) for row in self.rows]
+        return self._change_heads
+
+    def has_none_of(self, some: dict[Cell, Any]) -> bool:
+        """Whether no cell of the family is among ``some``."""
+        return not some or some.keys().isdisjoint(self.cells)
 
 
 class Layout:
@@ -186,6 +199,13 @@ def _difference(now: Native, before: Native) -> Buckets | None:
     return Buckets(now.schema, now.zero_threshold, zeros, *sides)
 
 
+class Entries(NamedTuple):
+    """Cells, and for each its total and the time of that."""
+
+    cells: list[Cell]
+    states: list[tuple[Any, int]]
+
+
 class Ledger:
     """What was accepted last of each cell that is sent as delta, and what a cell held when this process began.
 
@@ -198,10 +218,10 @@ class Ledger:
         self.accepted: dict[Cell, tuple[Any, int]] = {}
         self.origin: dict[Cell, tuple[Any, int]] = {}
 
-    def commit(self, entries: Iterable[tuple[Cell, Any, int]]) -> None:
+    def commit(self, entries: Iterable[Entries]) -> None:
         """A receiver has taken these totals of that time."""
-        for cell, total, time in entries:
-            self.accepted[cell] = (total, time)
+        for cells, states in entries:
+            self.accepted.update(zip(cells, states, strict=True))
 
     def keep(self, layouts: Iterable[Layout]) -> None:
         """Forget the cells that are in none of ``layouts``."""
@@ -271,7 +291,7 @@ class Batch(NamedTuple):
 
     body: bytes
     points: int
-    entries: list[tuple[Cell, Any, int]]
+    entries: list[Entries]
 
 
 class Piece(NamedTuple):
@@ -281,7 +301,8 @@ class Piece(NamedTuple):
     header: bytes
     temporality: int
     points: list[bytes]
-    entries: list[tuple[Cell, Any, int]]
+    #: Of each point under delta; none otherwise.
+    entries: Entries
 
 
 def take(
@@ -375,7 +396,7 @@ class Requests:
         """The requests of a snapshot, each of at most ``limit`` bytes (but for a point that is larger alone)."""
         encoding = self._encoding
         metrics: list[bytes] = []
-        entries: list[tuple[Cell, Any, int]] = []
+        entries: list[Entries] = []
         size = points = 0
         room = limit - sum(map(len, self._sender)) - 64
         for piece in self._pieces(snapshot, ledger):
@@ -393,7 +414,9 @@ class Requests:
                 fit = fit or 1
                 chosen = fragments if fit == len(fragments) else fragments[at : at + fit]
                 metrics.append(encoding.metric(piece.header, piece.form, piece.temporality, chosen))
-                entries += piece.entries[at : at + fit]
+                if piece.entries.cells:
+                    cells, states = piece.entries
+                    entries.append(Entries(cells[at : at + fit], states[at : at + fit]))
                 size += len(metrics[-1])
                 points += fit
                 at += fit
@@ -406,13 +429,19 @@ class Requests:
             if family.form == "histogram":
                 yield from self._histograms(family, snapshot, ledger)
             elif family.form == "gauge":
-                yield Piece("gauge", family.header, 0, self._plain(family, snapshot), [])
+                yield Piece("gauge", family.header, 0, self._plain(family, snapshot), Entries([], []))
             else:
                 yield from self._counters(family, snapshot, ledger)
         for state in snapshot.states:
             heads = [encoding.number_head(encoding.attributes(pairs), 0) for pairs in state.rows]
             header = encoding.header(state.name, state.description, "1")
-            yield Piece("gauge", header, 0, encoding.numbers(heads, [1.0] * len(heads), snapshot.time), [])
+            yield Piece(
+                "gauge",
+                header,
+                0,
+                encoding.numbers(heads, [1.0] * len(heads), snapshot.time),
+                Entries([], []),
+            )
 
     def _plain(self, family: Family, snapshot: Snapshot) -> list[bytes]:
         """The points of all rows that have a value."""
@@ -426,17 +455,21 @@ class Requests:
 
     def _counters(self, family: Family, snapshot: Snapshot, ledger: Ledger) -> Iterator[Piece]:
         samples, origin, time = snapshot.samples, ledger.origin, snapshot.time
-        if self._temporality == "cumulative" and not samples and not origin:
-            yield Piece("sum", family.header, CUMULATIVE, self._plain(family, snapshot), [])
-            return
+        if family.has_none_of(samples) and family.has_none_of(origin):
+            if self._temporality == "cumulative":
+                yield Piece("sum", family.header, CUMULATIVE, self._plain(family, snapshot), Entries([], []))
+                return
+            if self._temporality == "delta":
+                yield self._deltas(family, snapshot, ledger)
+                return
         encoding = self._encoding
         totals: list[bytes] = []
         deltas: list[bytes] = []
-        entries: list[tuple[Cell, Any, int]] = []
+        entries = Entries([], [])
         # Those without an exemplar go together.
         plain: list[tuple[bytes, float]] = []
         changes: list[tuple[bytes, int, float]] = []
-        changed: list[tuple[Cell, Any, int]] = []
+        changed = Entries([], [])
         accepted, nothing = ledger.accepted, (0.0, 0)
         for row, total in zip(family.rows, _values(snapshot.row, family).tolist(), strict=True):
             if total != total:
@@ -461,19 +494,50 @@ class Requests:
             if found:
                 fragment = encoding.attributes(row.attributes)
                 deltas.append(encoding.number(fragment, start, time, change, found))
-                entries.append((cell, before + change, time))
+                entries.cells.append(cell)
+                entries.states.append((before + change, time))
             elif change or sent is None:
                 changes.append((row.fragment or row.change_head(encoding), start, change))
                 # The sum of what was sent, not the total: roundings do not add up.
-                changed.append((cell, before + change, time))
+                changed.cells.append(cell)
+                changed.states.append((before + change, time))
         if plain:
             heads, values = zip(*plain, strict=True)
             totals += encoding.numbers(heads, values, time)
         if changes:
             heads, starts, values = zip(*changes, strict=True)
             deltas += encoding.changes(heads, starts, values, time)
-        yield Piece("sum", family.header, CUMULATIVE, totals, [])
-        yield Piece("sum", family.header, DELTA, deltas, entries + changed)
+        yield Piece("sum", family.header, CUMULATIVE, totals, Entries([], []))
+        both = Entries(entries.cells + changed.cells, entries.states + changed.states)
+        yield Piece("sum", family.header, DELTA, deltas, both)
+
+    def _deltas(self, family: Family, snapshot: Snapshot, ledger: Ledger) -> Piece:
+        """What was counted since the last request that was accepted; nothing for what did not change."""
+        import numpy as np
+
+        time, cells = snapshot.time, family.cells
+        heads = family.change_heads(self._encoding)
+        sent = list(map(ledger.accepted.get, cells))
+        is_new = np.array([found is None for found in sent]) if None in sent else None
+        if is_new is not None:
+            sent = [
+                (0.0, row.start) if found is None else found
+                for row, found in zip(family.rows, sent, strict=True)
+            ]
+        before, starts = zip(*cast("list[tuple[float, int]]", sent), strict=True)
+        totals, earlier = _values(snapshot.row, family), np.array(before)
+        earlier[totals < earlier] = 0.0  # its cell was set back
+        changes = totals - earlier
+        wanted = changes != 0.0 if is_new is None else (changes != 0.0) | is_new
+        wanted &= totals == totals
+        after = earlier + changes  # the sum of what was sent, not the total: roundings do not add up
+        if not wanted.all():
+            some = wanted.tolist()
+            heads, cells = list(compress(heads, some)), list(compress(cells, some))
+            starts, changes, after = tuple(compress(starts, some)), changes[wanted], after[wanted]
+        points = self._encoding.changes(heads, starts, changes.tolist(), time)
+        states = list(zip(after.tolist(), repeat(time), strict=False))
+        return Piece("sum", family.header, DELTA, points, Entries(cells, states))
 
     def _is_delta(self, cell: Cell) -> bool:
         """ "lowmemory" leaves totals that are counted elsewhere as they are: nothing needs to be remembered."""
@@ -483,34 +547,26 @@ class Requests:
 
     def _histograms(self, family: Family, snapshot: Snapshot, ledger: Ledger) -> Iterator[Piece]:
         """Most are plain and many: those go together. The others one by one."""
-        encoding, get = self._encoding, snapshot.histograms.get
+        encoding = self._encoding
         delta = self._temporality != "cumulative"
-        found: dict[Form, tuple[list[bytes], list[tuple[Cell, Any, int]]]]
-        found = {"histogram": ([], []), "exponential": ([], [])}
+        found: dict[Form, tuple[list[bytes], Entries]]
+        found = {"histogram": ([], Entries([], [])), "exponential": ([], Entries([], []))}
         prefixes: list[bytes] = []
-        plain: list[tuple[int, float, Sequence[int]]] = []
-        for row in family.rows:
-            frozen: Sequence[Any] | None = get(row.series)
+        plain: list[tuple[int, float, tuple[int, ...]]] = []
+        together = not delta and family.has_none_of(ledger.origin) and family.has_none_of(snapshot.samples)
+        for row, frozen in zip(family.rows, map(snapshot.histograms.get, family.series), strict=True):
             if frozen is None:
                 continue
-            count, total, counts, *more = frozen
-            if len(counts) not in (0, row.buckets):
-                continue  # the cell was replaced by one with other bounds after the frame
-            cell = row.cell
-            native = more[0] if more else None
-            if (
-                delta
-                or total < 0
-                or (native is not None and (self._exponential or not counts))
-                or len(counts) != row.buckets
-                or cell in ledger.origin
-                or cell in snapshot.samples
-            ):
-                now = Counts(count, total, counts, native)
-                self._histogram(row, now, snapshot, ledger, found)
-            else:
+            count, total, counts, native = frozen
+            buckets = len(counts)
+            if together and native is None and buckets == row.buckets and total >= 0:
                 prefixes.append(row.fragment or row.prefix(encoding))
                 plain.append((count, total, counts))
+            elif buckets in (
+                0,
+                row.buckets,
+            ):  # else the cell was replaced by one with other bounds after the frame
+                self._histogram(row, Counts(count, total, counts, native), snapshot, ledger, found)
         if plain:
             found["histogram"][0].extend(encoding.histograms(prefixes, plain, snapshot.time))
         for form, (points, entries) in found.items():
@@ -522,7 +578,7 @@ class Requests:
         now: Counts,
         snapshot: Snapshot,
         ledger: Ledger,
-        found: dict[Form, tuple[list[bytes], list[tuple[Cell, Any, int]]]],
+        found: dict[Form, tuple[list[bytes], Entries]],
     ) -> None:
         encoding, cell, time = self._encoding, row.cell, snapshot.time
         delta = self._temporality != "cumulative"
@@ -547,7 +603,8 @@ class Requests:
         points, entries = found["exponential" if exponential else "histogram"]
         points.append(point)
         if delta:
-            entries.append((cell, now, time))
+            entries.cells.append(cell)
+            entries.states.append((now, time))
 
 
 def _bucket(item: tuple[int, Sample]) -> int:
