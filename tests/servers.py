@@ -212,8 +212,12 @@ class Server:
 
     def freeze(self) -> None:
         """Stop every process of the server where it stands; its port still accepts, nothing answers."""
-        for process in self._tree():
-            process.suspend()
+        frozen: set[int] = set()
+        while new := [process for process in self._tree() if process.pid not in frozen]:
+            for process in new:  # one may have forked another meanwhile
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.suspend()
+                frozen.add(process.pid)
         self._frozen = True
 
     def thaw(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -30,8 +31,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("uno.collection")
 
+#: A server is pinged as often as MOST_PINGS a second allow, from once a second to once in PING_SECONDS, and only while
+#: no call of the application tells as much; what leads to no server is asked each PING_SECONDS.
 PING_SECONDS = 10.0
-PING_TIMEOUT = 2.0
+MOST_PINGS = 20.0
+#: Without an answer for so long a ping has failed; at its deadline it has failed a second time.
+PING_LATE, PING_TIMEOUT = 1.5, 2.0
 SILENT_SECONDS = 60.0
 MAX_REASONS = 10
 OWN_SCOPE = CallScope(OWN)
@@ -70,6 +75,7 @@ class Collection:
         timeout: float,
     ) -> None:
         self.jobs: dict[tuple[str, str], Job] = {}
+        self._servers: set[str] = set()  # ids of resources whose pings ask a server
         #: failed collections by resource and reason
         self.failures: dict[tuple[str, str], CounterCell] = {}
         self.type_monitors: list[ResourceTypeMonitor] = []
@@ -122,6 +128,7 @@ class Collection:
         """The resource was unregistered."""
         with self._lock:
             self.jobs = {key: job for key, job in self.jobs.items() if key[0] != resource.id}
+            self._servers.discard(resource.id)
             self._reads.pop(resource.id, None)
             self._sources.pop(resource.id, None)
             for key in [key for key in self._told if key[0] == resource.id]:
@@ -146,6 +153,8 @@ class Collection:
             for source, job in self._sources.get(resource.id, {}).items():
                 jobs[resource.id, source] = job
             if driver is not None or callable(getattr(resource.target, "ping", None)):
+                if driver is not None and resource.endpoint and not resource.endpoint.startswith("file:"):
+                    self._servers.add(resource.id)
                 jobs[resource.id, "ping"] = self._pinger(resource)
             self.jobs = jobs
 
@@ -262,7 +271,8 @@ class Collection:
             mode="loop" if inspect.iscoroutinefunction(own) else "worker",
             timeout=PING_TIMEOUT,
             loop=lambda: self._home(resource),
-            every=PING_SECONDS,
+            late=PING_LATE,
+            every=self._ping_seconds(resource),
             background=True,
         )
 
@@ -288,7 +298,7 @@ class Collection:
                 told.failing = False
                 log.info("%s: %s answers again", resource.id, source)
             if source == "driver":
-                self._ping_suspect(resource)
+                self._look(resource)
             return
         self._store.blank(resource.id, source)
         self.failures.setdefault((resource.id, reason), CounterCell()).inc()
@@ -304,13 +314,51 @@ class Collection:
                 batch.values = {key: v for key, v in batch.values.items() if key[0].name not in declared}
             self._store.withdraw(resource.id, "read", lambda spec, labels: spec.name in declared)
 
-    def _ping_suspect(self, resource: Resource) -> None:
-        """Ping soon, rather than in its turn, a resource whose calls seem to hang."""
+    def _look(self, resource: Resource) -> None:
+        """What the application's own calls tell: a ping is due now, rather than in its turn, or there is no need of
+        one."""
         job, driver, target = self.jobs.get((resource.id, "ping")), resource.driver, resource.target
-        if job is None or job.in_flight or target is None or not isinstance(driver, ResourceTypeMonitor):
+        if job is None or target is None or not isinstance(driver, ResourceTypeMonitor) or driver.read_only:
             return
         if driver.suspect(target):
-            job.not_before = min(job.not_before, job.started + RETRY)
+            if not job.in_flight:
+                job.not_before = min(job.not_before, job.started + RETRY)
+        elif driver.seems_up(target):
+            job.not_before = max(job.not_before, time.monotonic() + RETRY / 2)
+            self._heard(resource, True, "")
+
+    def _ping_seconds(self, resource: Resource) -> float:
+        driver, target = resource.driver, resource.target
+        if resource.id not in self._servers or target is None or not isinstance(driver, ResourceTypeMonitor):
+            return PING_SECONDS
+        with suppress(Exception):  # a pool of an unexpected shape is pinged rarely
+            if driver.pings_cheaply(target):  # a bit less than a tick, or every other one would be left out
+                return min(PING_SECONDS, max(RETRY, len(self._servers) / MOST_PINGS))
+        return PING_SECONDS
+
+    def _heard(self, resource: Resource, ok: bool | None, reason: str, *, confirmed: bool = False) -> None:
+        """Something is known of a resource's health: shown at once, not at the next tick."""
+        now = self._clock.now()
+        self._health.record_ping(resource.id, ok, reason, now, confirmed=confirmed)
+        self._health.rejudge(resource.id, now)
+        if ok:
+            self._answered(resource)
+
+    def _suspect(self, resource: Resource) -> bool:
+        """Whether the application's own calls fail or hang at present."""
+        driver, target = resource.driver, resource.target
+        if target is not None and isinstance(driver, ResourceTypeMonitor):
+            with suppress(Exception):  # it could not be read, which the next collection will tell
+                return driver.suspect(target)
+        return False
+
+    def _refusal(self, resource: Resource, error: BaseException | None) -> str:
+        driver = resource.driver
+        if error is None or not isinstance(driver, ResourceTypeMonitor):
+            return ""
+        with suppress(Exception):  # an exception of an unexpected shape
+            return driver.refusal(error)
+        return ""
 
     def _answered(self, resource: Resource) -> None:
         driver, target = resource.driver, resource.target
@@ -327,15 +375,17 @@ class Collection:
             if unavailable or (error is None and result is None)
             else error is None and result is not False
         )
+        job = self.jobs.get((resource.id, "ping"))
+        if job is not None:
+            job.every = self._ping_seconds(resource)
+            if error is None:
+                job.not_before = job.started + job.every
         if error is None and result is None:  # it has no way to tell
             leads_out = resource.driver is not None and resource.endpoint is not None
             self._health.record_untold(resource.id, self._clock.now(), unused=leads_out)
-            job = self.jobs.get((resource.id, "ping"))
             if leads_out and job is not None and not self._health.answered(resource.id):
                 job.not_before = min(job.not_before, job.started + RETRY)  # it may be used any moment
             return
-        self._health.record_ping(
-            resource.id, ok, reason or ("" if ok else "ping answered no"), self._clock.now()
-        )
-        if ok:
-            self._answered(resource)
+        if ok is False:
+            reason = self._refusal(resource, error) or reason or "ping answered no"
+        self._heard(resource, ok, reason, confirmed=self._suspect(resource))

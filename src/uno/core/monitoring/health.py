@@ -80,6 +80,8 @@ class Health(NamedTuple):
 
 NOT_CHECKED: Final = Health(HealthStatus.UNKNOWN, "not checked yet")
 NO_ANSWER: Final = "no answer yet"
+#: The reason of a ping that a server refused since all its connections are in use.
+OUT_OF_CONNECTIONS: Final = "out of connections"
 
 
 # -- resources -----------------------------------------------------------------------------------------
@@ -115,6 +117,8 @@ def judge(seen: Evidence, failures: int = 2) -> tuple[HealthStatus, str]:
     full = [m for level, m in firing if level is AlertLevel.CRITICAL and is_utilization(m)]
     if full:
         saturated = HealthStatus.SATURATED, f"critical: {min(full)}"
+    if seen.ping is False and seen.ping_reason == OUT_OF_CONNECTIONS:
+        return HealthStatus.SATURATED, "the server is out of connections"
     if seen.ping is False and seen.ping_failures >= failures:
         return saturated if full else (HealthStatus.DOWN, seen.ping_reason or "ping failed")
     if not seen.pinged and not seen.collected:
@@ -203,16 +207,20 @@ class HealthBook:
         """The resource is gone."""
         self._records.pop(resource_id, None)
 
-    def record_ping(self, resource_id: str, ok: bool | None, reason: str, now: float) -> None:
+    def record_ping(
+        self, resource_id: str, ok: bool | None, reason: str, now: float, *, confirmed: bool = False
+    ) -> None:
         """A ping ended. None as `ok`: it could not be tried (a blocked loop), which says nothing either way.
 
-        `reason` is a category or an exception's type ("timeout", "ConnectionRefusedError"), never a message.
+        `reason` is a category or an exception's type ("timeout", "ConnectionRefusedError"), never a message. A failure
+        is `confirmed` when the application's own calls fail or hang as well: then it needs no second one.
         """
         record = self._record(resource_id)
         record.ping_tried, record.ping_reason = now, reason
         if ok is not None:
             record.ping_ok, record.ping_at = ok, now
-            record.ping_failures = 0 if ok else record.ping_failures + 1
+            needed = self.failures if confirmed else 0
+            record.ping_failures = 0 if ok else max(record.ping_failures + 1, needed)
             record.unused = False
 
     def record_untold(self, resource_id: str, now: float, *, unused: bool = False) -> None:
@@ -225,6 +233,10 @@ class HealthBook:
             record.ping_at = now
         else:
             record.unused = unused
+
+    def failing(self, resource_id: str) -> bool:
+        """Whether the last ping that had an answer had a bad one."""
+        return self._record(resource_id).ping_ok is False
 
     def answered(self, resource_id: str) -> bool:
         """Whether a ping ever had an answer, good or bad."""
@@ -247,21 +259,33 @@ class HealthBook:
         self._updated = now
         changes = []
         for resource_id, record in list(self._records.items()):
-            before = record.health
-            status, reason = judge(self._evidence(record, levels.get(resource_id, {}), now), self.failures)
-            tries = [at for at in (record.ping_tried, record.collect_tried) if at is not None]
-            changed = status is not before.status
-            record.health = Health(
-                status=status,
-                reason=reason,
-                since=now if changed or before.since is None else before.since,
-                checked=max(tries, default=None),
-                known=reason != NO_ANSWER and (before.known or status is not HealthStatus.UNKNOWN),
-            )
-            if changed:
-                record.history.append(record.health)
+            before, record.levels = record.health, levels.get(resource_id, {})
+            if self._judge(record, now):
                 changes.append((resource_id, before, record.health))
         return changes
+
+    def rejudge(self, resource_id: str, now: float) -> None:
+        """Judge one resource between ticks, by what was heard of it since and the levels of the last tick."""
+        record = self._records.get(resource_id)
+        if record is not None and self._updated is not None:
+            self._judge(record, now)
+
+    def _judge(self, record: _Record, now: float) -> bool:
+        """Whether its status has changed."""
+        before = record.health
+        status, reason = judge(self._evidence(record, record.levels, now), self.failures)
+        tries = [at for at in (record.ping_tried, record.collect_tried) if at is not None]
+        changed = status is not before.status
+        record.health = Health(
+            status=status,
+            reason=reason,
+            since=now if changed or before.since is None else before.since,
+            checked=max(tries, default=None),
+            known=reason != NO_ANSWER and (before.known or status is not HealthStatus.UNKNOWN),
+        )
+        if changed:
+            record.history.append(record.health)
+        return changed
 
     def health(self, resource_id: str, now: float) -> Health:
         """The health of a resource as of the last tick; unknown when there was none for three intervals."""

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
 from uno.core.resources.workers import OverloadedError, Workers
@@ -29,7 +30,8 @@ Mode = Literal["inline", "worker", "loop"]
 #: Between ticks something may ask to be looked at: that often, when it wishes, never more often than PULSE_GAP.
 PULSE, PULSE_GAP = 0.1, 0.02
 STUCK = 5.0
-RETRY = 2.0
+#: What is done rarely and failed is repeated after this, to be sure and to see it recover; a bit less than a tick.
+RETRY = 0.9
 #: So many calls run on workers at once; those that take longer than YOUNG seconds do not count.
 ABREAST, YOUNG = 8, 0.01
 
@@ -39,12 +41,13 @@ class Job:
     ``background`` jobs; their results are taken by a later one.
 
     States: idle -> in flight -> idle. A job that passed its deadline stays in flight until its call really
-    ends, so that a hung resource holds one call and not one more each tick.
+    ends, so that a hung resource holds one call and not one more each tick. After ``late`` seconds a background job
+    is said to have failed, and again at its deadline; an answer in between is taken.
     """
 
     __slots__ = (
-        "background", "done", "every", "failures", "in_flight", "label", "loop", "mode", "not_before", "reason",
-        "run", "started", "task", "timeout", "token",
+        "background", "done", "every", "failures", "in_flight", "label", "late", "loop", "mode", "not_before", "reason",
+        "run", "started", "task", "timeout", "token", "warned",
     )  # fmt: skip
 
     def __init__(
@@ -58,8 +61,9 @@ class Job:
         loop: Callable[[], asyncio.AbstractEventLoop | None] | None = None,
         every: float = 0.0,
         background: bool = False,
+        late: float = inf,
     ) -> None:
-        self.background = background
+        self.background, self.late, self.warned = background, late, False
         self.label, self.run, self.done = label, run, done
         self.mode, self.timeout, self.loop, self.every = mode, timeout, loop, every
         self.in_flight = False
@@ -169,11 +173,27 @@ class Sampler:
                 self.missed += skipped
                 due += skipped * self.interval
             while not stop.is_set() and (left := due - time.monotonic()) > 0:
-                stop.wait(min(left, self._until_pulse()))
-                self._pulse()
+                self._wake.wait(min(left, self._until_pulse(), self._until_late()))
+                self._wake.clear()
+                if not stop.is_set():
+                    self._look_at_background()
+                    self._pulse()
 
     def _until_pulse(self) -> float:
         return max(0.0, self._pulse_at - time.monotonic()) if self.pulses else self.interval
+
+    def _until_late(self) -> float:
+        if self._pending and self._workers.room:
+            return YOUNG
+        now = time.monotonic()
+        return max(0.0, min(map(_next_deadline, self._background.items()), default=inf) - now)
+
+    def _look_at_background(self) -> None:
+        """Take the answers that came between ticks, and tell of those that did not come in time."""
+        if self._background or self._results:
+            self._take_results({})
+            self._enforce(self._background, time.monotonic())
+            self._submit_pending()
 
     def _pulse(self) -> None:
         """Look at what is to be watched between ticks, if that is due."""
@@ -206,7 +226,7 @@ class Sampler:
             if now < job.not_before:
                 continue
             job.token += 1
-            job.started = now
+            job.started, job.warned = now, False
             job.not_before = now + job.every if job.every else 0.0
             if job.mode == "inline":
                 self._inline(job)
@@ -239,9 +259,14 @@ class Sampler:
         return home or self._own.get()
 
     def _enforce(self, open_jobs: dict[Job, float], now: float) -> None:
-        for job in [job for job, deadline in open_jobs.items() if now >= deadline]:
-            del open_jobs[job]
-            self._abandon(job)
+        for job, deadline in list(open_jobs.items()):
+            if now >= deadline:
+                del open_jobs[job]
+                self._abandon(job)
+            elif now >= _next_deadline((job, deadline)):
+                job.warned = True
+                if job not in self._pending:
+                    self._tell(job, None, TimeoutError(), self._why_late(job))
 
     def _inline(self, job: Job) -> None:
         try:
@@ -263,7 +288,7 @@ class Sampler:
             job = self._pending.popleft()
             self._on_workers[job] = now
             if job in self._background:
-                self._background[job] = now + job.timeout
+                self._background[job], job.warned = now + job.timeout, False
             self._submit(job)
 
     def _submit(self, job: Job) -> None:
@@ -341,11 +366,13 @@ class Sampler:
             self._finish(job, None, OverloadedError())
             return
         task, loop = job.task, job.loop() if job.loop is not None else None
-        blocked = job.mode == "loop" and task is None
         if task is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 (loop or task.get_loop()).call_soon_threadsafe(task.cancel)
-        self._finish(job, None, TimeoutError(), "event loop blocked" if blocked else "timeout")
+        self._finish(job, None, TimeoutError(), self._why_late(job))
+
+    def _why_late(self, job: Job) -> str:
+        return "event loop blocked" if job.mode == "loop" and job.task is None else "timeout"
 
     def _finish(self, job: Job, result: Any, error: BaseException | None, reason: str = "") -> None:
         if error is None:
@@ -354,16 +381,25 @@ class Sampler:
         else:
             job.failures += 1
             job.reason = reason or reason_of(error)
-            if job.every > RETRY:  # what is rare is repeated soon, to be sure and to see it recover
-                job.not_before = time.monotonic() + RETRY
+            if job.every:
+                job.not_before = time.monotonic() + min(job.every, RETRY)
             # Off for longer and longer, up to 5 s: never for good, so that it recovers by itself.
-            if job.failures > 1:
+            elif job.failures > 1:
                 pause = min(5.0, self.interval * 2 ** min(job.failures - 2, 8))
                 job.not_before = max(job.not_before, time.monotonic() + pause - self.interval / 2)
+        self._tell(job, result, error, job.reason)
+
+    def _tell(self, job: Job, result: Any, error: BaseException | None, reason: str) -> None:
         try:
-            job.done(result, error, job.reason)
+            job.done(result, error, reason)
         except Exception:
             log.exception("the result of %s could not be taken", job.label)
+
+
+def _next_deadline(waited_for: tuple[Job, float]) -> float:
+    """When something is to be said of a background job that has not ended."""
+    job, deadline = waited_for
+    return deadline if job.warned else min(deadline, deadline - job.timeout + job.late)
 
 
 def _drop(awaitable: Any) -> None:

@@ -194,8 +194,20 @@ class ResourceTypeMonitor:
     def answered(self, target: Any) -> None:
         """The server has answered a ping, or was seen to: ask now what else is to be known of it. Must not block."""
 
+    def pings_cheaply(self, target: Any) -> bool:
+        """Whether a ping needs no connection that is not there, and may be made each second. Reads memory only."""
+        return True
+
+    def refusal(self, error: BaseException) -> str:
+        """What a failed ping is called where its type alone does not tell, as "out of connections"; else ""."""
+        return ""
+
+    def seems_up(self, target: Any) -> bool:
+        """Whether a call of the application has just gone well: a ping would tell nothing new. Reads memory only."""
+        return False
+
     def suspect(self, target: Any) -> bool:
-        """Whether calls of the application seem to hang at present, so that a ping is due now. Reads memory only."""
+        """Whether calls of the application fail or hang at present, so that a ping is due now. Reads memory only."""
         return False
 
     def covers(self, target: Any) -> tuple[object, ...]:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from time import monotonic, perf_counter
 from typing import Any, NamedTuple
 
+from uno.core.monitoring.health import OUT_OF_CONNECTIONS
 from uno.core.monitoring.instrumentation import (
     ATTRIBUTE,
     MAX_HOLDS,
@@ -43,11 +44,12 @@ from uno.core.monitoring.thresholds import Threshold
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
 from uno.core.resources import Identity, Resource
 
-#: A success this long ago says that the server is up; less than the time between two pings, which are no evidence
-#: for each other.
-RECENT = 9.0
-#: An operation that runs for longer than this, with no success since, calls for a ping.
+#: A success this long ago says that the server is up: less than a tick, so that a server is not believed in for two.
+RECENT = 0.5
+#: An operation that runs for longer than this is said to hang.
 STALL = 1.0
+#: One that runs for longer than this, with no success since, calls for a ping, and so does one that failed this lately.
+DOUBT, FAILED = 0.25, 2.0
 #: While no other connection is out, the place that takes one is looked up at most this often: it costs 0.5 us.
 SITE_SECONDS = 0.001
 _new = tuple.__new__  # _new(Hold, ...) is half the cost of Hold(...)
@@ -73,6 +75,46 @@ OLDEST = (
     Threshold(10, 60, "A connection is held far longer than usual: a leak?"),
 )
 SLOW = "db.client.operation.duration", Threshold(1, 5, "Queries are slow", keep_firing_for=3)
+
+
+#: By what servers tell that they take no more connections, or not this user: codes and words of PostgreSQL, MySQL and
+#: Redis. They are looked for, and never shown.
+_REFUSALS = {
+    OUT_OF_CONNECTIONS: (
+        ("53300", 1040, 1203),
+        (
+            "too many connections",
+            "too many clients",
+            "connection slots are reserved",
+            "max number of clients reached",
+        ),
+    ),
+    "access denied": (
+        ("28P01", "28000", 1045),
+        (
+            "password authentication failed",
+            "access denied",
+            "wrongpass",
+            "noauth",
+            "invalid username-password",
+        ),
+    ),
+}
+
+
+def refusal_of(error: BaseException) -> str:
+    """Why a server refused a connection; "" where it is not one of the few known reasons."""
+    seen: BaseException | None = error
+    for _ in range(4):  # an error may wrap the driver's
+        if seen is None:
+            break
+        words = " ".join(part for part in seen.args if isinstance(part, str)).lower()
+        codes = {getattr(seen, "sqlstate", None), *(part for part in seen.args if isinstance(part, int))}
+        for name, (known, said) in _REFUSALS.items():
+            if codes & set(known) or any(phrase in words for phrase in said):
+                return name
+        seen = getattr(seen, "orig", None) or seen.__cause__ or seen.__context__
+    return ""
 
 
 class PoolUse(NamedTuple):
@@ -241,15 +283,23 @@ class PooledMonitor(ResourceTypeMonitor):
     # -- health ----------------------------------------------------------------------------------------
 
     def suspect(self, target: Any) -> bool:
-        """Whether calls hang at present: one runs for over a second, and none has succeeded since it began."""
-        stat = self.stat_for(target)
+        """Whether a call hangs or has just failed, and none has succeeded since it began."""
+        stat, now = self.stat_for(target), monotonic()
         running = stat.longest_running()
-        return running > STALL and monotonic() - stat.last_ok > running
+        hangs = running > DOUBT and now - stat.last_ok > running
+        return hangs or (stat.last_error > stat.last_ok and now - stat.last_error < FAILED)
 
     def seems_up(self, target: Any) -> bool:
         """Whether a call has succeeded lately and none hangs: then a ping would tell nothing new."""
         stat = self.stat_for(target)
         return bool(stat.last_ok) and monotonic() - stat.last_ok < RECENT and not self.suspect(target)
+
+    def pings_cheaply(self, target: Any) -> bool:
+        used, idle, _, _ = self.pool_use(target)
+        return bool(used or idle)
+
+    def refusal(self, error: BaseException) -> str:
+        return refusal_of(error)
 
     def has_free_slot(self, target: Any) -> bool:
         """Whether a ping takes no connection from the application."""

@@ -49,6 +49,8 @@ from uno.core.monitoring.resource_types._server import (
 from uno.core.resources import Identity, Resource
 
 SLOW_SECONDS = 0.5
+#: More than the monitor waits.
+_PING_SECONDS = 3.0
 _ANCHOR = "_uno_pool"
 _OWN_SCOPE = CallScope(OWN)
 _NOTHING = PoolUse(None, None, None, 0)
@@ -144,8 +146,8 @@ class AsyncpgPool(PooledMonitor):
             return True
         if asyncio.get_running_loop() is not target._loop or not self.has_free_slot(target):
             return None
-        async with target.acquire(timeout=1.5) as connection:
-            return bool(await connection.fetchval("SELECT 1", timeout=1.5) == 1)
+        async with target.acquire(timeout=_PING_SECONDS) as connection:
+            return bool(await connection.fetchval("SELECT 1", timeout=_PING_SECONDS) == 1)
 
     async def server_connections(self, target: Any) -> ServerConnections:
         async with target.acquire(timeout=DEADLINE) as connection:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 MAX_QUEUES = 100
 PROBE_SECONDS = 2.0
 STALE_SECONDS = 10.0
+#: A question that has no answer for so long calls for a ping.
+DOUBT = 0.25
 _NAME = "messaging.destination.name"
 
 
@@ -144,6 +146,10 @@ class RabbitMQ(ResourceTypeMonitor):
             raise ConnectionError("not connected")
         return await _probe(target).answers()
 
+    def suspect(self, target: Any) -> bool:
+        """Whether the connection is lost, or a question has no answer yet."""
+        return not _is_up(target) or _probe(target).waiting() > DOUBT
+
     def explain(self, target: Any, metric: str) -> str:
         stat, probe = stat_of(target), _probe(target)
         parts = []
@@ -169,6 +175,7 @@ class _Probe:
         self._connection = weakref.ref(connection)
         self._task: asyncio.Task[None] | None = None
         self._asked = self._answered = 0.0
+        self._went_well = False
         self._closed = False
 
     def is_fresh(self) -> bool:
@@ -207,6 +214,7 @@ class _Probe:
             return
         names = list(stat_of(connection).extra.get("queues", ()))
         found: dict[str, tuple[int | None, int | None]] = {}
+        self._went_well = False
         try:
             for name in names:
                 found[name] = await self._depth(connection, name)
@@ -215,7 +223,7 @@ class _Probe:
         except Exception:  # noqa: BLE001 - the connection is lost, or busy with getting lost
             self.channel = None
             return
-        self.found, self._answered = found, monotonic()
+        self.found, self._answered, self._went_well = found, monotonic(), True
 
     async def _depth(self, connection: Any, name: str) -> tuple[int | None, int | None]:
         channel = await self._opened(connection)
@@ -239,13 +247,27 @@ class _Probe:
         return channel
 
     async def answers(self) -> bool:
-        """Ask now, or wait for the open question. Whoever gives up waiting leaves the question alone."""
+        """Wait for the open question, or make one round trip. Whoever gives up waiting leaves the question alone."""
         import asyncio
 
-        self._begin()
-        if self._task is not None:
-            await asyncio.wait([self._task])
-        return self._answered >= self._asked
+        if self._task is None or self._task.done():
+            connection = self._connection()
+            if connection is None or self._closed:
+                return False
+            self._task = connection.loop.create_task(self._round_trip(connection), name="uno-probe")
+        task = self._task
+        await asyncio.wait([task])
+        return not task.cancelled() and self._went_well
+
+    async def _round_trip(self, connection: Any) -> None:
+        self._went_well = False
+        try:
+            channel = await self._opened(connection)
+            await channel.basic_qos(prefetch_count=0)  # of our own channel, on which nothing is consumed
+        except Exception:  # noqa: BLE001 - the connection is lost, or busy with getting lost
+            self.channel = None
+            return
+        self._went_well = True
 
 
 async def _farewell(channel: Any) -> None:

@@ -33,7 +33,8 @@ from uno.core.monitoring.resource_types._server import METRICS, MYSQL, ServerCon
 from uno.core.resources import Identity, Resource
 
 SLOW_SECONDS = 0.5
-_PING_SECONDS = 1.5
+#: More than the monitor waits.
+_PING_SECONDS = 3.0
 #: The pool that is being filled.
 _filling: ContextVar[Any] = ContextVar("uno_mysql_filling", default=None)
 

@@ -44,7 +44,8 @@ from uno.core.monitoring.resource_types._server import (
 from uno.core.resources import Identity
 
 SLOW_SECONDS = 0.5
-_PING_SECONDS = 1.5
+#: More than the monitor waits.
+_PING_SECONDS = 3.0
 #: How many connections were out, at most, when the hooks came.
 _BEFORE = "before"
 _IN_VAIN = frozenset(("PoolTimeout", "TooManyRequests"))
@@ -113,14 +114,24 @@ class PsycopgPool(PooledMonitor):
         """The hooks for connecting, taking and returning a connection, and for a query."""
         return _connect, _getconn, _putconn, _query
 
+    def pings_cheaply(self, target: Any) -> bool:
+        return "Null" not in type(target).__name__ and super().pings_cheaply(target)
+
     def ping(self, target: Any) -> Any:
         """Passive first; then a query on a connection of the pool. None when it is used up, or not open."""
         if self.seems_up(target):
             return True
-        if target._closed or not self.has_free_slot(target):
+        if target._closed or not self._is_askable(target):
             return None
         with target.connection(timeout=_PING_SECONDS) as connection:
             return connection.execute("SELECT 1") is not None
+
+    def _is_askable(self, target: Any) -> bool:
+        """Whether a connection is free. ConnectionError when there is none, and none can be made."""
+        used, idle, _, waiting = self.pool_use(target)
+        if waiting and not used and not idle and self.suspect(target):
+            raise ConnectionError("the pool cannot connect")
+        return self.has_free_slot(target)
 
     def server_connections(self, target: Any) -> Any:
         with (
@@ -153,7 +164,7 @@ class PsycopgAsyncPool(PsycopgPool):
             return True
         if target._closed or self.bound_loop(target) is not asyncio.get_running_loop():
             return None
-        if not self.has_free_slot(target):
+        if not self._is_askable(target):
             return None
         async with target.connection(timeout=_PING_SECONDS) as connection:
             return await connection.execute("SELECT 1") is not None

@@ -49,7 +49,8 @@ from uno.core.monitoring.resource_types._pooled import (
 from uno.core.resources import Identity
 
 SLOW_SECONDS = 0.5
-_PING_SECONDS = 1.5
+#: More than the monitor waits.
+_PING_SECONDS = 3.0
 _SENT = "_uno_sent"
 _COMMAND = "_uno_command"
 #: Whether what runs now may wait on purpose; None when no operation runs.

@@ -365,7 +365,7 @@ class _Cluster(PooledMonitor):
 
     def suspect(self, target: Any) -> bool:
         """Whether a call hangs, though other nodes may answer."""
-        return self.stat_for(target).longest_running() > STALL
+        return super().suspect(target) or self.stat_for(target).longest_running() > STALL
 
     def ready(self) -> bool:
         return hasattr(sys.modules.get(self.module), "ClusterPipeline")

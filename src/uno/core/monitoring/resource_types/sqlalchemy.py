@@ -144,6 +144,9 @@ class SqlalchemyEngine(PooledMonitor):
         in_memory = engine.dialect.name == "sqlite" and (engine.url.database or ":memory:").startswith(":")
         return sized and not in_memory and super().has_free_slot(target)
 
+    def pings_cheaply(self, target: Any) -> bool:
+        return _kind(self.engine(target).pool) != "NullPool" and super().pings_cheaply(target)
+
     def ping(self, target: Any) -> bool | None:
         """Passive first; then the driver's own ping on a free connection of the pool. None when it is used up."""
         if self.seems_up(target):
@@ -455,6 +458,8 @@ def _execute(original: Any) -> Any:
         stat: Stat | None = self.__dict__.get(ATTRIBUTE)
         if stat is None:
             return original(self, cursor, *args, **kwargs)
+        if self.is_async and "loop" not in stat.extra:  # it was connected before the hooks came
+            _bind(stat)
         running, key = stat.running, id(cursor)
         if key in running:  # a dialect that calls its parent's: count once
             return original(self, cursor, *args, **kwargs)
