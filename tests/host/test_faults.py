@@ -13,13 +13,14 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import httpx
+import psycopg
 import psycopg_pool
 import pytest
 import redis
@@ -29,7 +30,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from tests import servers
 from tests.chaos import Chaos
-from tests.servers import HOST, PASSWORD, USER
+from tests.servers import HOST, PASSWORD
 from tests.upstream import HttpServer
 from uno.core.monitoring.instrumentation import failures
 from uno.core.monitoring.resources import Health, HealthStatus, ResourceMonitor
@@ -67,7 +68,7 @@ class Client:
 
 
 def database(driver: str, port: int) -> str:
-    return f"postgresql{driver}://{USER}:{PASSWORD}@{HOST}:{port}/postgres"
+    return f"postgresql{driver}://guest:{PASSWORD}@{HOST}:{port}/postgres"
 
 
 async def sqlalchemy_sync(port: int) -> Client:
@@ -167,22 +168,28 @@ MAKERS: dict[str, tuple[str, Callable[[int], Awaitable[Client]]]] = {
 }
 
 
+Servers = dict[str, servers.Server]
+
+
 class Application:
     """All clients, each with a network of its own before its server."""
 
-    def __init__(self, ports: dict[str, int]) -> None:
-        self.networks = {name: Chaos(ports[kind]) for name, (kind, _) in MAKERS.items()}
+    def __init__(self, these: Servers) -> None:
+        self.servers = these
+        self.networks = {name: Chaos(these[kind].port) for name, (kind, _) in MAKERS.items()}
         self.clients: dict[str, Client] = {}
+        self.admin = redis.Redis(port=these["redis"].port)
 
-    async def open(self) -> None:
-        """Make every client."""
-        for name, (_, make) in MAKERS.items():
-            self.clients[name] = await make(self.networks[name].port)
+    async def open(self, *, direct: bool = False) -> None:
+        """Make every client; ``direct``, with nothing between it and its server."""
+        for name, (kind, make) in MAKERS.items():
+            self.clients[name] = await make(self.servers[kind].port if direct else self.networks[name].port)
 
     async def close(self) -> None:
         """Close every client, and the networks."""
         for client in self.clients.values():
             await client.close()
+        self.admin.close()
         for network in self.networks.values():
             await asyncio.to_thread(network.close)
 
@@ -256,7 +263,7 @@ class Watch:
         await self.says("well", is_well, calling=True)
 
 
-async def go_through_faults(app: Application, watch: Watch) -> dict[str, dict[str, str]]:
+async def go_through_networks(app: Application, watch: Watch) -> dict[str, dict[str, str]]:
     """What the application got in each fault."""
     got: dict[str, dict[str, str]] = {}
     well = got["well"] = await app.call()
@@ -300,16 +307,71 @@ async def go_through_faults(app: Application, watch: Watch) -> dict[str, dict[st
     return got
 
 
+async def on_all(app: Application, do: Callable[[servers.Server], None]) -> None:
+    """Do something to all servers, while the application goes on."""
+    await asyncio.gather(*(asyncio.to_thread(do, server) for server in app.servers.values()))
+
+
+async def without_connections(app: Application, postgresql: str, *redis_commands: tuple[str, ...]) -> None:
+    """Change the servers' settings, and end the connections that were made before."""
+
+    def change() -> None:
+        with psycopg.connect(app.servers["postgresql"].url, autocommit=True) as connection:
+            connection.execute(postgresql)
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'guest'"
+            )
+        for command in redis_commands:
+            app.admin.execute_command(*command)
+
+    await asyncio.to_thread(change)
+    for _ in range(3):  # calls that may still find a connection that is not known to be lost
+        await app.call()
+
+
+async def go_through_servers(app: Application, watch: Watch) -> dict[str, dict[str, str]]:
+    """What the application got while servers were down, full, or did not know it any more."""
+    got: dict[str, dict[str, str]] = {}
+    well = got["well"] = await app.call()
+    await watch.recovers(well)
+
+    await on_all(app, lambda server: server.kill())
+    for _ in range(3):
+        await app.call()
+    got["killed"] = await app.call()
+    await watch.says("killed", is_broken, calling=True)
+    await on_all(app, lambda server: server.start())
+    await watch.recovers(well)
+
+    kill = "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"
+    limit = "CONFIG", "SET", "maxclients"
+    await without_connections(app, "ALTER ROLE guest CONNECTION LIMIT 0", kill, (*limit, "1"))
+    got["full"] = await app.call()
+    await without_connections(app, "ALTER ROLE guest CONNECTION LIMIT -1", (*limit, "10000"))
+    await watch.recovers(well)
+
+    password = "CONFIG", "SET", "requirepass"
+    await without_connections(app, "ALTER ROLE guest PASSWORD 'another'", (*password, "another"), kill)
+    got["unknown"] = await app.call()
+    await without_connections(app, f"ALTER ROLE guest PASSWORD '{PASSWORD}'", (*password, ""))
+    await watch.recovers(well)
+    got["after"] = await app.call()
+    return got
+
+
+Faults = Callable[[Application, Watch], Awaitable[dict[str, dict[str, str]]]]
+
+
 async def run(
-    ports: dict[str, int], monitor: ResourceMonitor | None
+    these: Servers, faults: Faults, monitor: ResourceMonitor | None
 ) -> tuple[dict[str, dict[str, str]], Callable[[], set[str]]]:
     """All faults; what was got, and what tells which clients are still kept alive by something."""
-    app = Application(ports)
-    await app.open()
+    app = Application(these)
+    await app.open(direct=faults is go_through_servers)
     watch = Watch(monitor, app)
     living: dict[str, weakref.ref[Any]] = {}
     try:
-        got = await go_through_faults(app, watch)
+        got = await faults(app, watch)
     finally:
         app.network("heal")
         await app.close()
@@ -335,21 +397,34 @@ def sockets() -> int:
     return found
 
 
-async def test_the_network(
+@pytest.fixture
+def all_servers(
     postgresql: servers.PostgreSQL, redis_server: servers.Redis, http_server: HttpServer
-) -> None:
-    ports = {"postgresql": postgresql.port, "redis": redis_server.port, "http": http_server.port}
-    executor = ThreadPoolExecutor(32)
-    asyncio.get_running_loop().set_default_executor(executor)
-    plain, kept = await run(ports, None)
+) -> Iterator[Servers]:
+    with psycopg.connect(postgresql.url, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE guest LOGIN PASSWORD '{PASSWORD}'")
+    yield {"postgresql": postgresql, "redis": redis_server, "http": http_server}
+    postgresql.recover()
+    with psycopg.connect(postgresql.url, autocommit=True) as connection:
+        connection.execute("DROP ROLE guest")
+
+
+@pytest.mark.parametrize("faults", [go_through_networks, go_through_servers])
+async def test_the_application_gets_the_same(all_servers: Servers, faults: Faults) -> None:
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(32))
+    plain, kept = await run(all_servers, faults, None)
     kept_anyway = kept()
     assert set(plain["well"].values()) == {"42", "'ok'"}
-    assert plain["slow"] == plain["after"] == plain["well"]
-    for fault in ("reset", "cut", "refused"):
-        assert not set(plain[fault].values()) & {"42", "'ok'"}, f"{fault}: nobody noticed"
+    for fault, got in plain.items():
+        if fault in ("slow", "after"):
+            assert got == plain["well"]
+        elif fault in ("full", "unknown"):  # of which an HTTP server knows nothing
+            assert [name for name in got if got[name] == plain["well"][name]] == ["httpx", "httpx-asyncio"]
+        elif fault not in ("well", "silent"):
+            assert not set(got.values()) & {"42", "'ok'"}, f"{fault}: nobody noticed"
     opened, failed = sockets(), failures.cell.value
     with ResourceMonitor(ResourceManager()) as monitor:
-        watched, kept = await run(ports, monitor)
+        watched, kept = await run(all_servers, faults, monitor)
         assert PASSWORD not in everything_said(monitor)
     assert watched == plain, "the application's own results"
     await soon(lambda: kept() <= kept_anyway, "nothing is kept that would not be kept without")

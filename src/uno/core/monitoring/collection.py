@@ -20,7 +20,7 @@ from uno.core.monitoring.instrumentation import OWN, CallScope, scope
 from uno.core.monitoring.metrics import CounterCell, MetricError, Spec
 from uno.core.monitoring.sampler import RETRY, Job, Mode
 from uno.core.monitoring.series import Batch, SeriesStore, current_batch
-from uno.core.monitoring.type_monitor import ResourceTypeMonitor
+from uno.core.monitoring.type_monitor import ResourceTypeMonitor, ask
 from uno.core.resources import Resource, ResourceManager
 from uno.core.resources.resource import numbers_of
 
@@ -153,7 +153,7 @@ class Collection:
             return resource.loop
         driver, target = resource.driver, resource.target
         bound = (
-            driver.bound_loop(target)
+            ask(driver.bound_loop, target, otherwise=None)
             if isinstance(driver, ResourceTypeMonitor) and target is not None
             else None
         )
@@ -308,7 +308,7 @@ class Collection:
         job, driver, target = self.jobs.get((resource.id, "ping")), resource.driver, resource.target
         if job is None or job.in_flight or target is None or not isinstance(driver, ResourceTypeMonitor):
             return
-        if driver.suspect(target):
+        if ask(driver.suspect, target, otherwise=False):
             job.not_before = min(job.not_before, job.started + RETRY)
 
     def _pinged(self, resource: Resource, result: Any, error: BaseException | None, reason: str) -> None:
