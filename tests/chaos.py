@@ -21,8 +21,11 @@ class Chaos:
     def __init__(self, server_port: int) -> None:
         self.server_port = server_port
         self.port = free_port()
+        #: how many threads hold back what was sent
+        self.holding = 0
         self._seconds = 0.0
         self._cutting = False
+        self._lock = threading.Lock()
         self._passing = threading.Event()
         self._passing.set()
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
@@ -94,7 +97,7 @@ class Chaos:
             self._start(self._connect, client)
 
     def _connect(self, client: socket.socket) -> None:
-        self._passing.wait()
+        self._hold()
         try:
             server = socket.create_connection((HOST, self.server_port), timeout=5)
         except OSError:
@@ -111,10 +114,17 @@ class Chaos:
         client.close()
         server.close()
 
+    def _hold(self) -> None:
+        with self._lock:
+            self.holding += 1
+        self._passing.wait()
+        with self._lock:
+            self.holding -= 1
+
     def _pump(self, source: socket.socket, sink: socket.socket, answers: bool) -> None:
         try:
             while data := source.recv(65_536):
-                self._passing.wait()
+                self._hold()
                 if self._seconds:
                     time.sleep(self._seconds)
                 if answers and self._cutting:

@@ -144,6 +144,24 @@ def test_a_discovered_pool_goes_when_the_application_drops_it() -> None:
         wait_until(lambda: found[0] not in monitor.manager, 5, "the resource leaves")
 
 
+def test_nothing_of_a_task_is_kept_while_its_thread_is_idle(monitor: ResourceMonitor) -> None:
+    """Also not of the first one, in which the thread is seen for the first time."""
+
+    class Order:
+        pass
+
+    with ThreadPoolExecutor(1) as pool:
+        monitor.manager.register(pool, id="pool")
+        wait_until(lambda: hasattr(_WorkItem.run, "__uno_hook__"), 5, "the hook")
+        for _ in range(3):
+            order, result = Order(), Order()
+            left = [weakref.ref(order), weakref.ref(result)]
+            assert pool.submit(lambda given, gives: gives, order, result).result() is result
+            del order, result
+            wait_until(lambda: not any(gone() for gone in left), 5, "the task and its result go")  # noqa: B023
+        eventually(monitor, 3, "tasks", stat="total", outcome="completed")
+
+
 def test_the_class_is_as_before_afterwards() -> None:
     before = _WorkItem.run
     with ResourceMonitor(ResourceManager(), interval=0.05) as monitor, ThreadPoolExecutor(1) as pool:

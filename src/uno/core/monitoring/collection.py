@@ -12,7 +12,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from uno.core.monitoring.instrumentation import OWN, CallScope, scope
 from uno.core.monitoring.metrics import CounterCell, MetricError, Spec
 from uno.core.monitoring.sampler import RETRY, Job, Mode
 from uno.core.monitoring.series import Batch, SeriesStore, current_batch
-from uno.core.monitoring.type_monitor import ResourceTypeMonitor
+from uno.core.monitoring.type_monitor import ResourceTypeMonitor, ask
 from uno.core.resources import Resource, ResourceManager
 from uno.core.resources.resource import numbers_of
 
@@ -163,7 +162,7 @@ class Collection:
             return resource.loop
         driver, target = resource.driver, resource.target
         bound = (
-            driver.bound_loop(target)
+            ask(driver.bound_loop, target, otherwise=None)
             if isinstance(driver, ResourceTypeMonitor) and target is not None
             else None
         )
@@ -320,10 +319,10 @@ class Collection:
         job, driver, target = self.jobs.get((resource.id, "ping")), resource.driver, resource.target
         if job is None or target is None or not isinstance(driver, ResourceTypeMonitor) or driver.read_only:
             return
-        if driver.suspect(target):
+        if ask(driver.suspect, target, otherwise=False):
             if not job.in_flight:
                 job.not_before = min(job.not_before, job.started + RETRY)
-        elif driver.seems_up(target):
+        elif ask(driver.seems_up, target, otherwise=False):
             job.not_before = max(job.not_before, time.monotonic() + RETRY / 2)
             self._heard(resource, True, "")
 
@@ -331,9 +330,9 @@ class Collection:
         driver, target = resource.driver, resource.target
         if resource.id not in self._servers or target is None or not isinstance(driver, ResourceTypeMonitor):
             return PING_SECONDS
-        with suppress(Exception):  # a pool of an unexpected shape is pinged rarely
-            if driver.pings_cheaply(target):  # a bit less than a tick, or every other one would be left out
-                return min(PING_SECONDS, max(RETRY, len(self._servers) / MOST_PINGS))
+        if ask(driver.pings_cheaply, target, otherwise=False):
+            # a bit less than a tick, or every other one would be left out
+            return min(PING_SECONDS, max(RETRY, len(self._servers) / MOST_PINGS))
         return PING_SECONDS
 
     def _heard(self, resource: Resource, ok: bool | None, reason: str, *, confirmed: bool = False) -> None:
@@ -347,24 +346,20 @@ class Collection:
     def _suspect(self, resource: Resource) -> bool:
         """Whether the application's own calls fail or hang at present."""
         driver, target = resource.driver, resource.target
-        if target is not None and isinstance(driver, ResourceTypeMonitor):
-            with suppress(Exception):  # it could not be read, which the next collection will tell
-                return driver.suspect(target)
-        return False
+        if target is None or not isinstance(driver, ResourceTypeMonitor):
+            return False
+        return ask(driver.suspect, target, otherwise=False)
 
     def _refusal(self, resource: Resource, error: BaseException | None) -> str:
         driver = resource.driver
         if error is None or not isinstance(driver, ResourceTypeMonitor):
             return ""
-        with suppress(Exception):  # an exception of an unexpected shape
-            return driver.refusal(error)
-        return ""
+        return ask(driver.refusal, error, otherwise="")
 
     def _answered(self, resource: Resource) -> None:
         driver, target = resource.driver, resource.target
         if isinstance(driver, ResourceTypeMonitor) and target is not None:
-            with suppress(Exception):  # it could not be read, which the next collection will tell
-                driver.answered(target)
+            ask(driver.answered, target, otherwise=None)
 
     def _pinged(self, resource: Resource, result: Any, error: BaseException | None, reason: str) -> None:
         if resource not in self._manager:

@@ -12,7 +12,7 @@ from uno.core.monitoring.health import Health, HealthStatus
 from uno.core.monitoring.instrumentation import OWN, Stat
 from uno.core.monitoring.resource_types.http_server import NO_FAULT
 from uno.core.monitoring.thresholds import AlertLevel
-from uno.core.monitoring.type_monitor import ResourceTypeMonitor
+from uno.core.monitoring.type_monitor import ResourceTypeMonitor, ask
 from uno.core.resources import Resource
 
 if TYPE_CHECKING:
@@ -153,5 +153,5 @@ def _endpoints(resource: Resource) -> list[str]:
     found = [resource.endpoint] if resource.endpoint else []
     target = resource.target
     if target is not None and isinstance(resource.driver, ResourceTypeMonitor):
-        found += resource.driver.endpoints(target)
+        found += ask(resource.driver.endpoints, target, otherwise=[])
     return list(dict.fromkeys(found))

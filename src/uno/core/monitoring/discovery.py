@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from uno.core.monitoring.instrumentation import announced, is_first_party
-from uno.core.monitoring.type_monitor import ResourceTypeMonitor
+from uno.core.monitoring.type_monitor import ResourceTypeMonitor, ask
 from uno.core.resources import Resource, ResourceManager
 from uno.core.resources.errors import meant, shown
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("uno.discovery")
 
+_NOTHING: tuple[object, ...] = ()
 MAX_FOUND = 1_000
 MAX_ITEMS = 200
 MAX_LOOKED_AT = 50_000
@@ -143,12 +144,12 @@ class Discovery:
 
     def _take(self, found: list[tuple[Any, ResourceTypeMonitor]], names: dict[int, str]) -> list[Resource]:
         # What another object stands for is not a resource of its own.
-        covered = {id(inner) for obj, kind in found for inner in kind.covers(obj)}
+        covered = {id(inner) for obj, kind in found for inner in ask(kind.covers, obj, otherwise=_NOTHING)}
         covered |= {
             id(inner)
             for r in self._manager
             if r.driver is not None and (target := r.target) is not None
-            for inner in r.driver.covers(target)  # type: ignore[attr-defined]
+            for inner in ask(r.driver.covers, target, otherwise=_NOTHING)  # type: ignore[attr-defined]
         }
         taken = []
         for obj, kind in found:

@@ -39,7 +39,7 @@ from uno.core.monitoring.sampler import Sampler, running_loop
 from uno.core.monitoring.series import STATS, Batch, SeriesStore
 from uno.core.monitoring.team import Team
 from uno.core.monitoring.thresholds import AlertLevel, Threshold
-from uno.core.monitoring.type_monitor import ResourceTypeMonitor
+from uno.core.monitoring.type_monitor import ResourceTypeMonitor, ask
 from uno.core.monitoring.workers.wiring import WorkerSharing
 from uno.core.resources import Resource, ResourceManager
 from uno.core.resources.errors import misfit, near
@@ -556,7 +556,7 @@ class ResourceMonitor:
         driver = resource.driver
         if not isinstance(driver, ResourceTypeMonitor) or target is None or driver.read_only:
             return None
-        return driver.stat(target)
+        return ask(driver.stat, target, otherwise=None)
 
     def holders(self, resource_id: str) -> list[Holder]:
         """Who holds the slots of a resource now and who waits for one: the most first, holders before waiters.
@@ -571,7 +571,7 @@ class ResourceMonitor:
         driver = resource.driver
         if target is None or not isinstance(driver, ResourceTypeMonitor) or driver.read_only:
             return ""
-        return driver.explain(target, metric)
+        return ask(driver.explain, target, metric, otherwise="")
 
     # -- anomalies -------------------------------------------------------------------------------------
 

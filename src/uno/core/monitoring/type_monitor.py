@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from uno.core.monitoring.instrumentation import ATTRIBUTE, Stat
 from uno.core.monitoring.metrics import CounterCell, HistogramCell, Kind, MetricError, Spec, metric_of
@@ -21,6 +21,8 @@ from uno.core.resources.errors import near, shown
 if TYPE_CHECKING:
     from uno.core.resources import ResourceManager
 
+T = TypeVar("T")
+
 #: Gauges that hooks alone know; unknown while a library is only read.
 BY_HOOKS = frozenset(("uno.db.client.connection.oldest_use", "http.client.active_requests"))
 
@@ -30,6 +32,14 @@ def _pairs(rules: object) -> list[tuple[object, ...]]:
     if not isinstance(rules, Sequence):
         return [()]
     return [rule if isinstance(rule, tuple) else () for rule in rules]
+
+
+def ask(method: Callable[..., T], *arguments: Any, otherwise: T) -> T:
+    """What a type tells of an object; ``otherwise`` where the object is not of a shape that the type knows."""
+    try:
+        return method(*arguments)
+    except Exception:  # noqa: BLE001 - that is this resource's affair: the others go on
+        return otherwise
 
 
 class ResourceTypeMonitor:

@@ -36,7 +36,7 @@ class Kinds(Protocol):
 def _identity(driver: Driver | None, obj: Any, *, strict: bool) -> Identity:
     try:
         return Identity() if driver is None else driver.identify(obj)
-    except AttributeError:  # a library of an unknown shape, or what is half built, which discovery leaves out
+    except Exception:  # a library of an unknown shape, or what is half built, which discovery leaves out
         if strict:
             raise
         return Identity()
@@ -181,7 +181,7 @@ class ResourceManager:
             if driver is not None:
                 try:
                     driver.attach(obj)
-                except AttributeError:  # a library of an unknown shape: the application's call goes through
+                except Exception:  # a library of an unknown shape: the application's call goes through
                     if discovered:
                         raise
             self._resources = {**self._resources, id: resource}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from math import inf
 from threading import get_ident
 from time import monotonic, perf_counter
-from types import FrameType
 from typing import Any
 
 from uno.core.monitoring.instrumentation import (
@@ -183,10 +183,13 @@ class _Here(threading.local):
 _here = _Here()
 
 
-def _adopt(frame: FrameType) -> _Worker | None:
-    """The first task in this thread: ``frame`` is the worker's loop, which knows the pool."""
-    reference = frame.f_locals.get("executor_reference")
-    pool = None if reference is None else reference()
+def _adopt() -> _Worker | None:
+    """The first task in this thread, which was started with a weak reference to its pool.
+
+    The worker's frame knows it as well, but who asks for a frame's locals makes it keep them: the task and its result.
+    """
+    arguments = getattr(threading.current_thread(), "_args", None) or (None,)
+    pool = arguments[0]() if type(arguments[0]) is weakref.ref else None
     if pool is None:
         return None
     stat: Stat | None = pool.__dict__.get(ATTRIBUTE)
@@ -221,7 +224,7 @@ def _run(original: Any) -> Any:
         try:
             future = self.future
             if future._state == "PENDING":  # else it was cancelled
-                worker = _here.worker or _adopt(sys._getframe(1))
+                worker = _here.worker or _adopt()
             if worker is not None:
                 stat = worker.stat
                 try:
