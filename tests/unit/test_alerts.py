@@ -77,7 +77,7 @@ def test_an_alert_on_durations_ends_when_nothing_takes_time_any_more():
         assert world.tick() == []
     (resolved,) = world.tick()
     assert resolved.state == "resolved"
-    assert resolved.value is None
+    assert resolved.value == pytest.approx(2.0, rel=0.02), "the worst"
     json.dumps(resolved.to_dict(), allow_nan=False)
     cell.observe(3.0)
     assert brief(world.tick()) == [("firing", "warning")]
@@ -106,7 +106,7 @@ def test_a_threshold_fires_escalates_and_resolves():
     assert world.book.active() == []
     (past,) = world.book.history()
     assert (past.since, past.fired_at, past.resolved_at) == (START + 2, START + 2, START + 6)
-    assert past.value == 0.2
+    assert past.value == 0.95, "as the level"
     assert past.threshold == 0.7
 
 

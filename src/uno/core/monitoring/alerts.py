@@ -41,8 +41,8 @@ class Alert(NamedTuple):
     """One thing that is, or was, wrong; immutable, so a new one stands for each change.
 
     Times are unix seconds: ``since`` is when the breach began, ``fired_at`` when it had lasted long enough,
-    ``resolved_at`` when it was over. ``value`` is None while there is no data. ``level`` is the present one;
-    that of a resolved alert is the worst it reached.
+    ``resolved_at`` when it was over. ``value`` is None while there is no data. ``level`` and ``value`` are the present
+    ones; those of a resolved alert are the worst it reached.
     """
 
     id: str
@@ -120,12 +120,17 @@ class _Watched:
 class _Live:
     """An alert that is pending or firing."""
 
-    __slots__ = ("alert", "explained", "peak")
+    __slots__ = ("alert", "explained", "peak", "worst")
 
     def __init__(self, alert: Alert, explained: float) -> None:
         self.alert = alert
-        self.peak = alert.level
+        self.peak, self.worst = alert.level, alert.value
         self.explained = explained  # when the cause was last looked for
+
+    def saw(self, value: float | None, *, above: bool) -> None:
+        """Remember the worst value."""
+        if value is not None and (self.worst is None or (value > self.worst if above else value < self.worst)):
+            self.worst = value
 
 
 class _Index:
@@ -349,7 +354,7 @@ class AlertBook:
         live = self._live.get(key)
         if state.state == "ok":
             if live is not None:
-                live.alert = live.alert._replace(value=state.value)
+                live.alert = live.alert._replace(value=live.worst)
                 self._resolve(now, key, changes)
             return False
         firing = state.state == "firing"
@@ -374,6 +379,7 @@ class AlertBook:
             self._add(key, _Live(alert, now), changes)
             return False
         alert = live.alert
+        live.saw(state.value, above=state.threshold.above)
         if changed:
             worse = state.level > alert.level
             live.alert = alert._replace(
