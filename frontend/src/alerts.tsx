@@ -17,10 +17,12 @@ function Length({ alert }: { alert: Alert }): JSX.Element {
   return <>{duration((alert.resolved_at ?? serverNow.value) - from)}</>;
 }
 
+/** The value of an alert that is over is the worst it reached. */
 export function AlertTable({ alerts: rows, resource, label }: { alerts: Alert[]; resource: boolean; label: string }): JSX.Element {
+  const over = rows.every((a) => a.state === "resolved");
   return (
     <div class="scroll" tabIndex={0} role="region" aria-label={label}><table class="alerts">
-      <thead><tr><th scope="col">Level</th><th scope="col">State</th>{resource && <th scope="col">Resource</th>}<th scope="col">Message and cause</th><th scope="col" class="r">Value</th><th scope="col">Since</th><th scope="col" class="r">Lasted</th></tr></thead>
+      <thead><tr><th scope="col">Level</th><th scope="col">State</th>{resource && <th scope="col">Resource</th>}<th scope="col">Message and cause</th><th scope="col" class="r">{over ? "Worst" : "Value"}</th><th scope="col">Since</th><th scope="col" class="r">Lasted</th></tr></thead>
       <tbody>{rows.map((a) => <tr key={`${a.id}/${a.since}`}>
         <td><LevelTag level={a.level} /></td>
         <td>{STATE_WORD[a.state]}</td>

@@ -27,9 +27,12 @@ const unitOf = (data: SeriesData, stat: string): string => (data.kind === "histo
 const say = (data: SeriesData, line: SeriesData["series"][number], v: number | null | undefined): string =>
   exact(v, unitOf(data, line.stat), isRate(data.kind, line.stat));
 
+/** What tells a line from the others: the values of the labels in which they differ. */
 function nameOf(data: SeriesData, i: number): string {
   const line = data.series[i]!;
-  const labels = labelText(line.labels);
+  const names = Object.keys(line.labels);
+  const differ = names.filter((name) => data.series.some((s) => s.labels[name] !== line.labels[name]));
+  const labels = (differ.length ? differ : names).map((name) => line.labels[name]).join(" ");
   const stats = new Set(data.series.map((s) => s.stat)).size > 1 || data.kind === "histogram";
   return [labels, stats && line.stat].filter(Boolean).join(" · ") || data.title;
 }
@@ -220,7 +223,7 @@ export function Chart({ id, metric, range, table, detail }: {
       {data && !table && <>
         <div ref={host} class="plot" role="img" aria-label={summary} />
         {data.series.length > 1 && <ul class="legend num">
-          {data.series.slice(0, shown).map((line, i) => <li key={nameOf(data, i)}>
+          {data.series.slice(0, shown).map((line, i) => <li key={i} title={labelText(line.labels)}>
             <i style={{ background: `var(${inkOf(i)})` }} />{nameOf(data, i)} <b>{say(data, line, columns.current[i + 1]?.[index])}</b>
           </li>)}
           {data.series.length > shown && <li>and {data.series.length - shown} more in the table</li>}

@@ -4,7 +4,7 @@ import { useEffect, useMemo } from "preact/hooks";
 import { signal, useSignalEffect } from "@preact/signals";
 import { Failed, get } from "./api";
 import { Chart } from "./chart";
-import { duration, quantity, typeWord } from "./format";
+import { duration, labelText, quantity, typeWord } from "./format";
 import { link, paused } from "./live";
 import { overviewHref, route, setQuery } from "./route";
 import { models, now, worstFirst } from "./store";
@@ -78,7 +78,7 @@ export function ResourcePage({ id }: { id: string }): JSX.Element {
     <>
       <p class="crumb"><a href={overviewHref.value}>Overview</a></p>
       <header class="head">
-        <h1><Name text={d.name} /></h1>
+        <h1 class="name" title={d.name}><Name text={d.name} /></h1>
         <HealthPill health={live.health} level={live.level} />
         {live.health.since != null && <span class="quiet num">since <Ago time={live.health.since} bare /></span>}
         {gone && <p class="failed">{state.error.value}</p>}
@@ -89,7 +89,7 @@ export function ResourcePage({ id }: { id: string }): JSX.Element {
           {d.endpoint && <span class="code">{d.endpoint}</span>}
           {d.library && <span>{d.library}</span>}
           <span>{d.discovered ? "discovered" : "registered"}</span>
-          {Object.entries(d.labels).map(([k, v]) => <span class="chip" key={k}>{`${k}=${v}`}</span>)}
+          {Object.entries(d.labels).map(([k, v]) => <span class="chip" key={k} title={v}>{`${k}=${v}`}</span>)}
         </p>
         {d.note && <p class="note">{d.note}</p>}
       </header>
@@ -158,8 +158,9 @@ export function ResourcePage({ id }: { id: string }): JSX.Element {
         </Section>
         <Section title="Unusual behaviour">
           {d.anomalies.length === 0 ? <p class="quiet">No metric of this resource is watched. <code>configure_anomaly_detection(…)</code> starts it.</p> :
-            <ul class="events">{d.anomalies.map((a) => <li key={a.metric}>
+            <ul class="events">{d.anomalies.map((a) => <li key={a.metric + labelText(a.labels)}>
               <b>{d.metrics.find((m) => m.name === a.metric)?.title ?? a.metric}</b>
+              {Object.keys(a.labels).length > 0 && <span title={labelText(a.labels)}>{Object.values(a.labels).join(" ")}</span>}
               <span class={a.started == null ? "quiet" : "tag warning"}>{a.started == null ? a.state : <>unusual since <Ago time={a.started} bare /></>}</span>
               {a.explanation && <span>{a.explanation}</span>}
             </li>)}</ul>}

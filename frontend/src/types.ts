@@ -127,7 +127,7 @@ export interface Detail extends Resource {
   dependents: string[];
   health_history: { time: number; status: Status; reason: string }[];
   alert_history: Alert[];
-  anomalies: { metric: string; state: string; started: number | null; explanation: string }[];
+  anomalies: { metric: string; labels: Record<string, string>; state: string; started: number | null; explanation: string }[];
 }
 
 export interface SeriesData {

@@ -175,6 +175,7 @@ def _anomalies(cards: Cards, by_metric: dict[str, list[Series]]) -> list[dict[st
             rows.append(
                 {
                     "metric": series.metric.name,
+                    "labels": series.label_map,
                     "state": state,
                     "started": None if anomaly is None else cards.wall(anomaly.started),
                     "explanation": "" if anomaly is None else anomaly.explanation,
