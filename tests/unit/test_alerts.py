@@ -397,6 +397,19 @@ def test_the_cause_is_asked_when_it_fires_when_it_escalates_and_every_few_second
     assert world.tick()[0].cause == "cause 3"  # what became better needs no other explanation
 
 
+def test_a_cause_that_is_over_while_the_alert_lasts_stays_told():
+    world = World()
+    usage = world.gauge()
+    told = ["held by report.py:7", ""]
+    world.set(Threshold(0.7, keep_firing_for=60))
+    for value in (0.8, 0.1):
+        usage.set(value)
+        world.now += 6
+        world.book.evaluate(world.store.tick(world.now), world.resources, lambda *asked: told.pop(0))
+    assert told == []
+    assert world.book.active()[0].cause == "held by report.py:7"
+
+
 def test_a_failing_explanation_does_not_lose_the_alert(caplog):
     world = World()
     world.gauge().set(0.8)

@@ -129,7 +129,9 @@ class _Live:
 
     def saw(self, value: float | None, *, above: bool) -> None:
         """Remember the worst value."""
-        if value is not None and (self.worst is None or (value > self.worst if above else value < self.worst)):
+        if value is not None and (
+            self.worst is None or (value > self.worst if above else value < self.worst)
+        ):
             self.worst = value
 
 
@@ -398,7 +400,9 @@ class AlertBook:
         if firing and may_refresh and not 0 <= now - live.explained < REFRESH:
             live.explained = now
             live.alert = alert._replace(
-                value=state.value, message=_message(watched), cause=self._cause(explain, watched.series)
+                value=state.value,
+                message=_message(watched),
+                cause=self._cause(explain, watched.series) or alert.cause,  # what is over has none any more
             )
             return True
         if state.value != alert.value:
