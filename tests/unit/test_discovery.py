@@ -144,6 +144,7 @@ def test_named_inside_containers_attributes_and_applications(monitor: ResourceMo
 
 
 PROGRAM = """
+    import multiprocessing  # which gives the main module a second name
     import json, sys
     from shopapp import db
     import queue

@@ -219,7 +219,9 @@ def _first_party() -> Iterator[tuple[str, ModuleType]]:
     # there. Only __main__ stands first although it ends last.
     modules = sorted(sys.modules.items(), key=lambda item: item[0] == "__main__")
     for name, module in modules:
-        if type(module) is not ModuleType:
+        if (
+            type(module) is not ModuleType or name == "__mp_main__"
+        ):  # multiprocessing's second name for __main__
             continue
         file = module.__dict__.get("__file__")
         if isinstance(file, str) and is_first_party(file):
