@@ -154,9 +154,19 @@ def test_json_has_everything_and_nothing_that_json_has_not():
         "endpoint": "db:5432/shop",
     }
     edge = {"source": "GET /orders", "target": "main-db", "kind": "observed"}
-    assert out["edges"][1] == {**edge, "calls": 120, "rate": 2.04, "errors": 3}
+    assert out["edges"][1] == {**edge, "calls": 120, "rate": 2.04, "errors": 3, "error_rate": None}
     assert out["edges"][2]["rate"] is None
     json.dumps(hostile(HOSTILE).to_dict(), allow_nan=False, ensure_ascii=False).encode("utf-8")
+
+
+def test_what_failed_once_is_not_failing_for_ever():
+    for error_rate, red in ((None, True), (0.0, False), (0.1, True)):
+        edge = Edge("a", "b", "observed", calls=9, errors=3, error_rate=error_rate)
+        graph = DependencyGraph([], [edge])
+        assert ("edge--errors" in graph.to_svg()) is red
+        assert ("#e5484d" in graph.to_dot()) is red
+    both = DependencyGraph([], [Edge("a", "b", error_rate=0.5), Edge("a", "b")])
+    assert both.edges[0].error_rate == 0.5
 
 
 def test_export_creates_directories_and_replaces_whole_files(tmp_path: Path):

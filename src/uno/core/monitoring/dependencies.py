@@ -39,8 +39,8 @@ _OF_STATUS: dict[HealthStatus, Level] = {
 SERVERS = ("http_server", "opentelemetry")
 MAX_ROUTES = 64
 
-#: Calls, errors and calls per second of one caller.
-Calls = tuple[float, float, float | None]
+#: Calls and errors of one caller, and both per second.
+Calls = tuple[float, float, float | None, float | None]
 Totals = dict[tuple[str, str], tuple[float, float]]
 
 
@@ -69,19 +69,23 @@ class Callers:
             self._kept.popleft()
 
     def calls(self, resource: Resource, stat: Stat | None, store: SeriesStore) -> dict[str, Calls]:
-        """Who calls a resource, or by which routes it is called: calls, errors and calls per second of each."""
+        """Who calls a resource, or by which routes it is called: calls, errors, and both per second, of each."""
         return {
-            name: (*served, self.rate(resource.id, name))
+            name: (*served, *self.rates(resource.id, name))
             for name, served in _totals(resource, stat, store).items()
         }
 
-    def rate(self, resource_id: str, caller: str) -> float | None:
-        """Calls per second over the last 10 s; None while there is no such time."""
+    def rates(self, resource_id: str, caller: str) -> tuple[float | None, float | None]:
+        """Calls and errors per second over the last 10 s; None while there is no such time."""
         if len(self._kept) < 2:
-            return None
+            return None, None
         (start, before), (end, after) = self._kept[0], self._kept[-1]
-        key = (resource_id, caller)
-        return max(0.0, after.get(key, (0.0, 0.0))[0] - before.get(key, (0.0, 0.0))[0]) / (end - start)
+        key, none = (resource_id, caller), (0.0, 0.0)
+        calls, errors = (
+            max(0.0, b - a) / (end - start)
+            for a, b in zip(before.get(key, none), after.get(key, none), strict=True)
+        )
+        return calls, errors
 
 
 def _totals(resource: Resource, stat: Stat | None, store: SeriesStore) -> dict[str, tuple[float, float]]:
@@ -137,13 +141,13 @@ def build_graph(monitor: ResourceMonitor) -> DependencyGraph:
         if resource.type in SERVERS:
             busiest = sorted(called, key=lambda name: -called[name][0])[:MAX_ROUTES]
             called = {name: called[name] for name in busiest}
-        for name, (calls, errors, rate) in called.items():
+        for name, (calls, errors, rate, error_rate) in called.items():
             is_task = resource.type not in SERVERS and name.startswith(("task ", "thread "))
             kind: NodeKind = "task" if is_task else "route"
             caller = f"caller {name}"
             nodes.setdefault(caller, Node(caller, name, kind, kind, "unknown"))
             ends = (resource.id, caller) if resource.type in SERVERS else (caller, resource.id)
-            edges.append(Edge(*ends, "observed", int(calls), rate, int(errors)))
+            edges.append(Edge(*ends, "observed", int(calls), rate, int(errors), error_rate))
     return DependencyGraph(nodes.values(), edges)
 
 

@@ -28,8 +28,8 @@ log = logging.getLogger("uno.workers")
 MAX_HOLDERS = 50
 MAX_ENDED = 50
 
-#: Calls, errors and calls per second of one caller.
-Calls = tuple[float, float, float | None]
+#: Calls and errors of one caller, and both per second.
+Calls = tuple[float, float, float | None, float | None]
 #: A series: resource, metric, names and values of its labels.
 _Series = tuple[str, str, tuple[str, ...], tuple[str, ...]]
 
@@ -132,8 +132,8 @@ class Team:
                 },
                 {
                     str(id): {
-                        str(name): (float(n), float(errors), None if rate is None else float(rate))
-                        for name, (n, errors, rate) in calls.items()
+                        str(name): (float(n), float(errors), _known(rate), _known(error_rate))
+                        for name, (n, errors, rate, error_rate) in calls.items()
                     }
                     for id, calls in words.get("calls", {}).items()
                 },
@@ -224,11 +224,23 @@ class Team:
         monitor = self._monitor
         found = monitor.callers.calls(resource, monitor.stat_of(resource), monitor.store)
         for told in self._others():
-            for name, (calls, errors, rate) in told.calls.get(resource.id, {}).items():
-                before = found.get(name, (0.0, 0.0, None))
-                rates = [r for r in (rate, before[2]) if r is not None]
-                found[name] = (before[0] + calls, before[1] + errors, sum(rates) if rates else None)
+            for name, (calls, errors, rate, error_rate) in told.calls.get(resource.id, {}).items():
+                before = found.get(name, (0.0, 0.0, None, None))
+                found[name] = (
+                    before[0] + calls,
+                    before[1] + errors,
+                    _together(before[2], rate),
+                    _together(before[3], error_rate),
+                )
         return found
+
+
+def _known(number: Any) -> float | None:
+    return None if number is None else float(number)
+
+
+def _together(a: float | None, b: float | None) -> float | None:
+    return a if b is None else b if a is None else a + b
 
 
 # -- what is written -----------------------------------------------------------------------------------------

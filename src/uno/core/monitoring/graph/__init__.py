@@ -122,8 +122,16 @@ class DependencyGraph:
 
 
 def _sum(a: Edge, b: Edge) -> Edge:
-    rate = a.rate if b.rate is None else b.rate if a.rate is None else a.rate + b.rate
-    return a._replace(calls=a.calls + b.calls, rate=rate, errors=a.errors + b.errors)
+    return a._replace(
+        calls=a.calls + b.calls,
+        rate=_together(a.rate, b.rate),
+        errors=a.errors + b.errors,
+        error_rate=_together(a.error_rate, b.error_rate),
+    )
+
+
+def _together(a: float | None, b: float | None) -> float | None:
+    return a if b is None else b if a is None else a + b
 
 
 def _json_safe(row: Node | Edge) -> dict[str, Any]:

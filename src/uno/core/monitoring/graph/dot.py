@@ -79,6 +79,6 @@ def _edge(edge: Edge) -> str:
         attributes["style"] = "dashed"
     if rate := known_rate(edge):
         attributes["label"] = rate
-    if edge.errors:
+    if edge.failing:
         attributes["color"] = COLOURS["critical"]
     return _attributes(attributes)

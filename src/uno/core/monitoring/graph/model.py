@@ -31,7 +31,8 @@ class Node(NamedTuple):
 
 
 class Edge(NamedTuple):
-    """`source` depends on `target`; `rate` is in calls per second, None when it is not known."""
+    """`source` depends on `target`; `calls` and `errors` are all there were, `rate` and `error_rate` those of a second
+    at present, None when they are not known."""
 
     source: str
     target: str
@@ -39,6 +40,12 @@ class Edge(NamedTuple):
     calls: int = 0
     rate: float | None = None
     errors: int = 0
+    error_rate: float | None = None
+
+    @property
+    def failing(self) -> bool:
+        """Whether calls fail at present; as far as that is not known, whether some ever did."""
+        return self.errors > 0 if self.error_rate is None else self.error_rate > 0
 
 
 def drawn(edges: Iterable[Edge]) -> list[Edge]:

@@ -163,8 +163,8 @@ class _Picture:
         else:
             line, at = self._smooth(self.layout.route[edge.source, edge.target])
             head = f"M{x2 - half - 7:.6g} {y2 - 4:.6g}l7 4l-7 4"
-        colour = COLOURS["critical"] if edge.errors else "currentColor"
-        css = f"edge edge--{edge.kind}" + (" edge--errors" if edge.errors else "")
+        colour = COLOURS["critical"] if edge.failing else "currentColor"
+        css = f"edge edge--{edge.kind}" + (" edge--errors" if edge.failing else "")
         dashed = ' stroke-dasharray="5 4"' if edge.kind == "declared" else ""
         return (
             f'<g class="{css}" fill="none" stroke="{colour}" stroke-opacity="0.7">'
