@@ -222,6 +222,19 @@ def test_its_own_lifespan_is_kept() -> None:
     assert [t.name for t in threading.enumerate() if t.name == "uno-monitor"] == []
 
 
+def test_the_last_of_several_applications_stops_the_monitor() -> None:
+    monitor = ResourceMonitor(interval=0.05)
+    shop, office = FastAPI(), FastAPI()
+    for app in (shop, office):
+        setup_monitoring(app, monitor, enable_dashboard=False)
+    with TestClient(shop) as client:
+        with TestClient(office):
+            assert monitor.running
+        assert monitor.running, "the shop is still open"
+        assert client.get("/health").status_code == 200
+    assert not monitor.running
+
+
 def test_a_failure_at_startup_is_the_applications_own() -> None:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

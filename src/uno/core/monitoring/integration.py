@@ -382,6 +382,7 @@ class MonitoringMiddleware:
         async def receiving() -> Message:
             message = await receive()
             if message["type"] == "lifespan.startup":
+                self._monitor.applications.add(self)
                 self._start()  # before the application's own startup, so that it sees what is made there
             return message
 
@@ -402,7 +403,9 @@ class MonitoringMiddleware:
             if self._dashboard is not None:
                 self._dashboard.close()
             self._registry.close()
-            self._monitor.stop()
+            self._monitor.applications.discard(self)
+            if not self._monitor.applications:
+                self._monitor.stop()
         except Exception:
             log.exception("monitoring did not stop cleanly")
 

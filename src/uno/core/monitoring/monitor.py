@@ -134,6 +134,8 @@ class ResourceMonitor:
             self.manager, self.store, self.health, self.clock, timeout=self.collect_timeout
         )
         self.callers = Callers()
+        #: The web applications that run with this monitor: the last one that ends stops it.
+        self.applications: set[object] = set()
         self._metrics: dict[tuple[str, str], Metric[Any]] = {}
         self._awaited: dict[tuple[str, str], None] = {}  # (resource, metric) that somebody waits for
         self.hooks = Hooks(self.kinds.kinds)
