@@ -228,14 +228,6 @@ class Team:
         return found
 
 
-def _known(number: Any) -> float | None:
-    return None if number is None else float(number)
-
-
-def _together(a: float | None, b: float | None) -> float | None:
-    return a if b is None else b if a is None else a + b
-
-
 # -- what is written -----------------------------------------------------------------------------------------
 
 
