@@ -526,7 +526,7 @@ def _assign(owner: type, name: str, value: Any) -> None:
     Python itself refuses since interpreters may share such a class; its methods are looked up like any other's. So the
     entry is put beneath the proxy, and Python told that what it remembers of the class is out of date.
     """
-    if not owner.__flags__ & _IMMUTABLE:
+    if not getattr(owner, "__flags__", 0) & _IMMUTABLE:  # a module has none
         setattr(owner, name, value)
         return
     import ctypes
