@@ -53,6 +53,8 @@ SLOW_SECONDS = 0.5
 _PING_SECONDS = 3.0
 _ANCHOR = "_uno_pool"
 _OWN_SCOPE = CallScope(OWN)
+#: References to a pool that only uno holds: the _Reference's, its local name's and getrefcount's own.
+_OURS = 3
 _NOTHING = PoolUse(None, None, None, 0)
 
 
@@ -172,7 +174,7 @@ def _anchor(pool: Any) -> _Anchor | None:
 
 
 class _Reference:
-    """Weak, through the queue, as soon as the pool has one."""
+    """Weak, through the queue, as soon as the pool has one; until then it lets go when nobody else holds the pool."""
 
     __slots__ = ("_pool", "_queue")
 
@@ -184,8 +186,12 @@ class _Reference:
     def __call__(self) -> Any:
         if self._queue is None:
             pool = self._pool
+            if pool is None:
+                return None
             if _anchor(pool) is not None:
                 self._queue, self._pool = weakref.ref(pool._queue), None
+            elif sys.getrefcount(pool) <= _OURS:
+                self._pool = pool = None
             return pool
         queue = self._queue()
         return None if queue is None else queue.__dict__[_ANCHOR].pool

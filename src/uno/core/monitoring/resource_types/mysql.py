@@ -7,6 +7,7 @@ while they fill the pool for whoever asks, so that is where connecting is timed.
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
 from time import perf_counter
@@ -35,8 +36,8 @@ from uno.core.resources import Identity, Resource
 SLOW_SECONDS = 0.5
 #: More than the monitor waits.
 _PING_SECONDS = 3.0
-#: The pool that is being filled.
-_filling: ContextVar[Any] = ContextVar("uno_mysql_filling", default=None)
+#: The pool that is being filled. Weak, since timers of the event loop keep the context beyond its time.
+_filling: ContextVar[weakref.ref[Any] | None] = ContextVar("uno_mysql_filling", default=None)
 
 
 class AiomysqlPool(PooledMonitor):
@@ -162,7 +163,7 @@ def _acquire(original: Any) -> Any:
 
 def _fill(original: Any) -> Any:
     async def fill(self: Any, *args: Any, **kwargs: Any) -> Any:
-        token = _filling.set(self)
+        token = _filling.set(weakref.ref(self))
         try:
             return await original(self, *args, **kwargs)
         finally:
@@ -173,7 +174,8 @@ def _fill(original: Any) -> Any:
 
 def _connect(original: Any) -> Any:
     async def connect(self: Any, *args: Any, **kwargs: Any) -> Any:
-        pool, began = _filling.get(), perf_counter()
+        filling, began = _filling.get(), perf_counter()
+        pool = None if filling is None else filling()
         if pool is None:
             return await original(self, *args, **kwargs)
         try:
