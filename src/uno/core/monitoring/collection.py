@@ -19,7 +19,7 @@ from uno.core.monitoring.clock import Clock
 from uno.core.monitoring.health import HealthBook
 from uno.core.monitoring.instrumentation import OWN, CallScope, scope
 from uno.core.monitoring.metrics import CounterCell, MetricError, Spec
-from uno.core.monitoring.sampler import RETRY, Job, Mode
+from uno.core.monitoring.sampler import RETRY, Job, Mode, is_awaitable
 from uno.core.monitoring.series import Batch, SeriesStore, current_batch
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor, ask
 from uno.core.resources import Resource, ResourceManager
@@ -188,7 +188,7 @@ class Collection:
             token = current_batch.set(batch)
             try:
                 found = call()
-                if not inspect.isawaitable(found):
+                if not is_awaitable(found):
                     take(batch, found)
                     return batch
             finally:
@@ -253,7 +253,7 @@ class Collection:
                 found = driver.ping(living) if driver is not None else living.ping()
             finally:
                 scope.reset(token)
-            return awaited(found) if inspect.isawaitable(found) else found
+            return awaited(found) if is_awaitable(found) else found
 
         async def awaited(found: Any) -> Any:
             token = scope.set(OWN_SCOPE)

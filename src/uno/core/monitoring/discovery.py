@@ -15,7 +15,7 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import compress
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,17 @@ class UnknownResourceTypeError(ValueError):
         known = sorted(known)
         hint = meant(type, known) if isinstance(type, str) else ""
         super().__init__(f"unknown resource type {shown(type)}; known are {', '.join(known)}.{hint}")
+
+
+class _Kinds(dict[type, "ResourceTypeMonitor | None"]):
+    """Kinds by class, each looked up once."""
+
+    def __init__(self, look_up: Callable[[type], ResourceTypeMonitor | None]) -> None:
+        self._look_up = look_up
+
+    def __missing__(self, cls: type) -> ResourceTypeMonitor | None:
+        kind = self[cls] = self._look_up(cls)
+        return kind
 
 
 #: Hooks announce to the process, so all of its monitors hear of it.
@@ -175,13 +186,12 @@ class Discovery:
         return taken
 
     def _living(self, types: set[str] | None) -> Iterator[tuple[Any, ResourceTypeMonitor]]:
+        kinds = _Kinds(lambda cls: self._wanted(cls, types))
         objects = gc.get_objects()
-        kinds = {
-            cls: kind for cls in set(map(type, objects)) if (kind := self._wanted(cls, types)) is not None
-        }
-        if kinds:  # without a line of Python for each object
-            for obj in compress(objects, map(kinds.__contains__, map(type, objects))):
-                kind = kinds[type(obj)]
+        # without a line of Python for each object
+        for obj in compress(objects, map(kinds.__getitem__, map(type, objects))):
+            kind = kinds[type(obj)]
+            if kind is not None:
                 yield kind.stand_in(obj), kind
 
     def _named(
@@ -193,7 +203,7 @@ class Discovery:
         holds may be large.
         """
         seen: set[int] = set()
-        kinds: dict[type, ResourceTypeMonitor | None] = {}
+        kinds = _Kinds(lambda cls: self._wanted(cls, types))
         for prefix, module in _first_party():
             queue = deque((f"{prefix}.{k}", v, 0) for k, v in _items(vars(module)))
             for _ in range(budget):
@@ -201,8 +211,6 @@ class Discovery:
                     break
                 name, value, depth = queue.popleft()
                 cls = type(value)
-                if cls not in kinds:
-                    kinds[cls] = self._wanted(cls, types)
                 kind = kinds[cls]
                 if kind is not None:
                     if id(value) not in seen:

@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import lru_cache, partial
+from operator import sub
 from threading import RLock, current_thread, local
 from time import get_clock_info, monotonic, perf_counter
 from types import (
@@ -38,6 +39,8 @@ ONE_CLOCK = get_clock_info("perf_counter").implementation == get_clock_info("mon
 MAX_CALLERS = 64
 MAX_HOLDS = 4_096
 MAX_SLOW = 256
+#: Elements of a log after which it is counted, rather than with the next tick.
+MAX_LOG = 4 * MAX_PENDING
 SLOW_SECONDS = 0.5
 #: For how long a slow call or an error is named as a cause.
 RECENT_SECONDS = 60.0
@@ -204,16 +207,30 @@ scope: ContextVar[CallScope | None] = ContextVar("uno_scope", default=None)
 def caller() -> str:
     """The name of who is calling: the scope's, else the asyncio task's function, else the thread's."""
     current = scope.get()
-    if current is not None:
-        return current.name
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is not None:
-        loop = asyncio._get_running_loop()
-        if loop is not None:
-            task = asyncio.current_task(loop)
-            if task is not None:
-                return _task_caller(getattr(task.get_coro(), "__qualname__", "task"))
+    return unscoped() if current is None else current._name or current.name
+
+
+def unscoped() -> str:
+    """The name of who is calling outside of any scope."""
+    loop = _running_loop()
+    if loop is not None:
+        task = sys.modules["asyncio"].current_task(loop)
+        if task is not None:
+            return _task_caller(getattr(task.get_coro(), "__qualname__", "task"))
     return _thread.caller
+
+
+def _no_loop() -> Any:
+    """The running event loop of this thread; replaced by asyncio's own function once that is loaded."""
+    global _running_loop
+    known = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
+    if known is None:
+        return None
+    _running_loop = known
+    return known()
+
+
+_running_loop: Callable[[], Any] = _no_loop
 
 
 @lru_cache(1_024)
@@ -237,6 +254,10 @@ class Hold(NamedTuple):
     site: Site | None
     caller: str
     since: float
+
+
+#: A Hold, or a plain tuple of the same: a third of its cost, where one is made for each call.
+Held = tuple[Site | None, str, float]
 
 
 class Stat:
@@ -263,16 +284,18 @@ class Stat:
         self.slow = CounterCell()
         self.active = 0
         self.outcomes: dict[str, CounterCell] = {}
-        self.holds: dict[int, Hold] = {}
-        self.waiters: dict[int, Hold] = {}
+        self.holds: dict[int, Held] = {}
+        self.waiters: dict[int, Held] = {}
         #: calls and errors by caller: the edges of the dependency map
         self.callers: dict[str, tuple[CounterCell, CounterCell]] = {}
         #: when operations were slow, and from where they were called; None while none was
         self.slow_calls: deque[tuple[float, Site | None]] | None = None
         #: the operations that run now, by whatever key the hook uses: when each started (perf_counter), for whom
         self.running: dict[float, tuple[float, str]] = {}
-        #: operations that went well and are not counted yet: start and end (perf_counter), for whom
-        self.log: list[tuple[float, float, str]] = []
+        #: Operations that went well and are not counted yet. Of each its start and end (perf_counter) and for whom,
+        #: one after the other: no object of its own, which the garbage collector would go through. Whoever writes
+        #: makes a tuple of them first and adds it to the log right after looking the log up, see :meth:`drain`.
+        self.log: list[Any] = []
         #: when a hook last looked up the place of a call, for those that do it at most a thousand times a second
         self.sited = 0.0
         self.last_ok = 0.0
@@ -338,33 +361,45 @@ class Stat:
     def hold(self, key: int, site: Site | None, name: str | None = None) -> None:
         """A slot was taken; ``key`` is the id() of what was handed out."""
         if len(self.holds) < MAX_HOLDS:
-            # tuple.__new__ is half the cost of Hold(...)
-            held = (site, caller() if name is None else name, monotonic())
-            self.holds[key] = tuple.__new__(Hold, held)
+            self.holds[key] = site, caller() if name is None else name, monotonic()
 
     def release(self, key: int) -> float | None:
         """A slot was returned. Returns for how many seconds it was held, None when it is not known."""
         hold = self.holds.pop(key, None)
         if hold is None:
             return None
-        held = monotonic() - hold.since
+        held = monotonic() - hold[2]
         self.use.add(held)
         return held
 
     def drain(self) -> None:
         """Count the operations of ``log``: hooks of fast clients only write them down."""
-        log, self.log = self.log, []  # no call in between: nothing can be appended to the old one any more
+        log = self.taken()
         if not log:
             return
-        times = [end - start for start, end, _ in log]
-        self.duration.pending.extend(times)
-        n = len(times)
+        ends = log[1::3]
+        self.duration.pending.extend(map(sub, ends, log[0::3]))
+        n = len(ends)
         self.total.value += n
-        for name, calls in Counter([name for _, _, name in log]).items():
+        for name, calls in Counter(log[2::3]).items():
             self.called(name)[0].value += calls
-        self.last_ok = max(self.last_ok, log[-1][1] if ONE_CLOCK else monotonic())
+        self.last_ok = max(self.last_ok, ends[-1] if ONE_CLOCK else monotonic())
         if len(self.duration.pending) > MAX_PENDING:
             self.duration.fold()
+
+    def wrote(self, start: float, end: float, name: str) -> None:
+        """Write down an operation that went well."""
+        entry = start, end, name
+        log = self.log
+        log += entry
+        if len(log) > MAX_LOG:
+            self.drain()
+
+    def taken(self) -> list[Any]:
+        """The log, which begins anew."""
+        fresh: list[Any] = []  # made before, for the collector may run then, and whatever it sets off
+        log, self.log = self.log, fresh
+        return log
 
     def longest_running(self) -> float:
         """Seconds for which the oldest of the operations that run now has been running; 0 when none does."""
@@ -373,7 +408,7 @@ class Stat:
 
     def oldest(self) -> float:
         """Seconds for which the longest-held slot is out; 0 when none is."""
-        since = min((hold.since for hold in list(self.holds.values())), default=None)
+        since = min((since for _, _, since in list(self.holds.values())), default=None)
         return 0.0 if since is None else monotonic() - since
 
 
@@ -381,11 +416,11 @@ def describe_holds(stat: Stat, noun: str, limit: float | None = None, *, most: i
     """Who holds the slots, in words: "5 of 5 connections held: shop/orders.py:88 in checkout (5, longest 12 s)"."""
     now = monotonic()
     groups: dict[str, list[float]] = {}
-    for hold in list(stat.holds.values()):
-        place = describe_site(hold.site) if hold.site is not None else hold.caller
-        if hold.site is not None and hold.caller:
-            place += f" for {hold.caller}"
-        groups.setdefault(place, []).append(now - hold.since)
+    for site, name, since in list(stat.holds.values()):
+        place = describe_site(site) if site is not None else name
+        if site is not None and name:
+            place += f" for {name}"
+        groups.setdefault(place, []).append(now - since)
     total = sum(map(len, groups.values()))
     if not total:
         return ""
@@ -426,13 +461,37 @@ def describe_error(stat: Stat) -> str:
 ATTRIBUTE = "_uno_stat"
 
 
+_hanging = RLock()
+
+
+def hung(instance: Any, name: str = ATTRIBUTE) -> Any:
+    """What was hung on ``instance``, or None.
+
+    Never by its ``__dict__``: once that was asked for, CPython 3.11 and 3.12 look up every attribute of the instance
+    the slow way, in the library's own code too. Runs no ``__getattr__``.
+    """
+    try:
+        return object.__getattribute__(instance, name)
+    except AttributeError:
+        return None
+
+
+def hang(instance: Any, name: str, value: Any) -> Any:
+    """Hang ``value`` on ``instance``. Returns what hangs there, which another may have hung before."""
+    with _hanging:
+        found = hung(instance, name)
+        if found is not None:
+            return found
+        try:
+            object.__setattr__(instance, name, value)
+        except TypeError:  # a class in C has a say in that
+            return instance.__dict__.setdefault(name, value)
+        return value
+
+
 def stat_of(instance: Any) -> Stat:
     """The Stat that hangs on ``instance``, made when there is none. For instances that have a ``__dict__``."""
-    stat = instance.__dict__.get(ATTRIBUTE)
-    if stat is None:
-        # setdefault is one atomic step: two threads get the same Stat
-        stat = instance.__dict__.setdefault(ATTRIBUTE, Stat())
-    return stat  # type: ignore[no-any-return]
+    return hung(instance) or hang(instance, ATTRIBUTE, Stat())  # type: ignore[no-any-return]
 
 
 class _Hook:
@@ -684,5 +743,12 @@ class HookFailures:
 #: Hooks sit on classes, so their failures belong to the process and not to one monitor.
 failures = HookFailures()
 
+
+def _after_fork() -> None:
+    global _hanging
+    _hanging = RLock()
+    failures.reinit_after_fork()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=failures.reinit_after_fork)
+    os.register_at_fork(after_in_child=_after_fork)

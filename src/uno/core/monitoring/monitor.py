@@ -32,9 +32,6 @@ from uno.core.monitoring.names import STANDARD, clash, resolve, short_names
 from uno.core.monitoring.readings import Holder, Reading, UnknownMetricError, choose, reading
 from uno.core.monitoring.resource_types import Recogniser, load
 from uno.core.monitoring.resource_types.event_loop import LoopTarget
-from uno.core.monitoring.resource_types.file_handle import FileTarget
-from uno.core.monitoring.resource_types.host import HostTarget
-from uno.core.monitoring.resource_types.process import ProcessTarget
 from uno.core.monitoring.sampler import Sampler, running_loop
 from uno.core.monitoring.series import STATS, Batch, SeriesStore
 from uno.core.monitoring.team import Team
@@ -59,7 +56,6 @@ log = logging.getLogger("uno.monitor")
 SELF = "uno"
 NAMES_EVERY = 5.0
 STOP_SECONDS = 1.5
-BUILT_IN = ((ProcessTarget, "process"), (FileTarget, "process-files"), (HostTarget, "host"))
 
 M = TypeVar("M", Counter, Gauge, Histogram)
 T = TypeVar("T")
@@ -256,7 +252,12 @@ class ResourceMonitor:
         self._built_in.append(self.manager.register(LoopTarget(loop), id=self._free("event-loop"), loop=loop))
 
     def _register_built_in(self) -> None:
-        for make, id in BUILT_IN:
+        from uno.core.monitoring.resource_types.file_handle import FileTarget  # not for an import alone
+        from uno.core.monitoring.resource_types.host import HostTarget
+        from uno.core.monitoring.resource_types.process import ProcessTarget
+
+        built_in = (ProcessTarget, "process"), (FileTarget, "process-files"), (HostTarget, "host")
+        for make, id in built_in:
             if not any(type(r.target) is make for r in self.manager):
                 self._built_in.append(self.manager.register(make(), id=self._free(id)))
 

@@ -75,8 +75,8 @@ def holders_of(stat: Stat, now: float) -> list[Holder]:
     found: list[Holder] = []
     for waiting, holds in ((False, stat.holds), (True, stat.waiters)):
         groups: dict[tuple[str, str], list[float]] = {}
-        for hold in list(holds.values()):
-            groups.setdefault((describe_site(hold.site), hold.caller), []).append(hold.since)
+        for site, caller, since in list(holds.values()):
+            groups.setdefault((describe_site(site), caller), []).append(since)
         found += sorted(
             (Holder(site, caller, min(s) + offset, len(s), waiting) for (site, caller), s in groups.items()),
             key=lambda holder: (-holder.slots, holder.since),

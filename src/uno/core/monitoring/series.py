@@ -121,6 +121,10 @@ class Series:
         return f"Series({self.key!r})"
 
 
+#: Smaller whole numbers are floats without a loss.
+_EXACT = 2**53
+
+
 class Batch:
     """What one collection of one resource gave. It is committed whole or not at all."""
 
@@ -137,30 +141,30 @@ class Batch:
 
         Raises MetricError for labels that ``spec`` does not have and for values that are no numbers.
         """
+        name, kind, _, _, names, _, _ = spec
         if labels:
-            try:
-                fits = labels.keys() == set(spec.labels)
-            except AttributeError:
-                raise MetricError(
-                    f"labels of {spec.name!r} map names to values, not {type(labels).__name__}"
-                ) from None
-            if not fits:
-                raise MetricError(f"{spec.name!r} has the labels {list(spec.labels)}, got {sorted(labels)}")
-            key = tuple(clean_label(labels[name]) for name in spec.labels)
-        elif spec.labels:
-            raise MetricError(f"{spec.name!r} needs the labels {list(spec.labels)}, got none")
+            if not isinstance(labels, Mapping):
+                raise MetricError(f"labels of {name!r} map names to values, not {type(labels).__name__}")
+            if len(labels) != len(names) or not all(map(labels.__contains__, names)):
+                raise MetricError(f"{name!r} has the labels {list(names)}, got {sorted(labels)}")
+            key = tuple([clean_label(labels[label]) for label in names])
+        elif names:
+            raise MetricError(f"{name!r} needs the labels {list(names)}, got none")
         else:
             key = ()
-        if isinstance(value, (CounterCell, GaugeCell, HistogramCell)):
-            self.cells[spec, key] = value
-            return
-        if value is None:
-            self.values[spec, key] = nan
-            return
         if value.__class__ is not float:
-            value = number_of(value, repr(spec.name))
-        if (spec.kind == "counter" and value < 0) or (spec.kind != "gauge" and value in (inf, -inf)):
-            raise MetricError(f"{spec.name!r} is a {spec.kind}, it cannot take {value!r}")
+            if value is None:
+                self.values[spec, key] = nan
+                return
+            if value.__class__ is int and -_EXACT < value < _EXACT:
+                value = float(value)
+            elif isinstance(value, (CounterCell, GaugeCell, HistogramCell)):
+                self.cells[spec, key] = value
+                return
+            else:
+                value = number_of(value, repr(name))
+        if kind != "gauge" and ((kind == "counter" and value < 0) or value in (inf, -inf)):
+            raise MetricError(f"{name!r} is a {kind}, it cannot take {value!r}")
         self.values[spec, key] = value
 
 

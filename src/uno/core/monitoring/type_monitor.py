@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from uno.core.monitoring.instrumentation import ATTRIBUTE, Stat
+from uno.core.monitoring.instrumentation import Stat, hung
 from uno.core.monitoring.metrics import CounterCell, HistogramCell, Kind, MetricError, Spec, metric_of
 from uno.core.monitoring.series import current_batch
 from uno.core.monitoring.thresholds import Threshold
@@ -174,7 +174,7 @@ class ResourceTypeMonitor:
 
     def stat(self, target: Any) -> Stat | None:
         """The Stat that hooks hang on ``target``, or None."""
-        found = getattr(target, "__dict__", {}).get(ATTRIBUTE)
+        found = hung(target)
         return found if isinstance(found, Stat) else None
 
     def attach(self, target: Any) -> None:

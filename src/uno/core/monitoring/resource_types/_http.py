@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Mapping
 from contextvars import ContextVar
+from operator import sub
 from time import monotonic, perf_counter
 from typing import Any, NamedTuple
 
 from uno.core.monitoring.instrumentation import (
     ATTRIBUTE,
     MAX_HOLDS,
+    MAX_LOG,
     ONE_CLOCK,
     OWN,
     SLOW_SECONDS,
@@ -22,13 +24,15 @@ from uno.core.monitoring.instrumentation import (
     Stat,
     announce,
     call_site,
-    caller,
     describe_error,
     describe_holds,
     describe_running,
     describe_slow,
     failures,
+    hang,
+    hung,
     scope,
+    unscoped,
 )
 from uno.core.monitoring.metrics import MAX_PENDING, CounterCell
 from uno.core.monitoring.names import pick
@@ -57,7 +61,8 @@ class HttpStat(Stat):
     """What happened to one client."""
 
     __slots__ = (
-        "announced", "discarded", "down", "failed_at", "hosts", "marks", "places", "pooled", "status", "unanswered",
+        "announced", "discarded", "down", "failed_at", "hosts", "marks", "placed", "places", "pooled", "status",
+        "unanswered",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -72,8 +77,8 @@ class HttpStat(Stat):
         self.places: dict[tuple[Any, Any], str] = {}
         #: requests that are only in ``log`` had a connection of a pool at once, for as long as they took
         self.pooled = False
-        #: requests that went well and are not counted yet: start and end (perf_counter), for whom, the status
-        self.log: list[Any] = []
+        #: when a hook last noted which server was asked, for those that do it now and then
+        self.placed = 0.0
         #: the counter of an outcome by status
         self.status: dict[int, CounterCell] = {}
         #: the last ping said that nobody answers
@@ -84,10 +89,12 @@ class HttpStat(Stat):
         self.marks: deque[tuple[float, float, float]] = deque()
 
     def drain(self) -> None:
-        log, self.log = self.log, []  # no call in between: nothing can be appended to the old one any more
+        """Of each request in ``log``: start and end (perf_counter), for whom, the status."""
+        log = self.taken()
         if not log:
             return
-        times = [end - start for start, end, _, _ in log]
+        ends = log[1::4]
+        times = list(map(sub, ends, log[0::4]))
         filled = [self.duration]
         self.duration.pending.extend(times)
         if self.pooled:
@@ -95,17 +102,24 @@ class HttpStat(Stat):
             self.wait.pending.extend([0.0] * len(times))
             filled += [self.use, self.wait]
         self.total.value += len(times)
-        for name, calls in Counter([name for _, _, name, _ in log]).items():
+        for name, calls in Counter(log[2::4]).items():
             self.called(name)[0].value += calls
-        for status, answers in Counter([status for _, _, _, status in log]).items():
+        for status, answers in Counter(log[3::4]).items():
             self.answered(status).value += answers
-        last = log[-1][1] if ONE_CLOCK else monotonic()
+        last = ends[-1] if ONE_CLOCK else monotonic()
         self.last_ok = max(self.last_ok, last)
         if last > self.last_error:
             self.unanswered = 0
         for cell in filled:
             if len(cell.pending) > MAX_PENDING:
                 cell.fold()
+
+    def wrote(self, start: float, end: float, name: str, status: int = 200) -> None:
+        entry = start, end, name, status
+        log = self.log
+        log += entry
+        if len(log) > MAX_LOG:
+            self.drain()
 
     def answered(self, status: int) -> CounterCell:
         """The counter for a status."""
@@ -132,9 +146,9 @@ class HttpStat(Stat):
 
 def http_stat(instance: Any) -> HttpStat:
     """The Stat that hangs on ``instance``, made when there is none."""
-    stat = instance.__dict__.get(ATTRIBUTE)
+    stat = hung(instance)
     if stat is None:
-        stat = instance.__dict__.setdefault(ATTRIBUTE, HttpStat())
+        stat = hang(instance, ATTRIBUTE, HttpStat())
         if not stat.marks:
             stat.marks.append((monotonic(), 0.0, 0.0))
     return stat  # type: ignore[no-any-return]
@@ -290,11 +304,11 @@ sending: ContextVar[Sent | None] = ContextVar("uno_http_sending", default=None)
 def begin(client: Any) -> Sent | None:
     """A request starts. None for the monitor's own."""
     try:
-        stat = client.__dict__.get(ATTRIBUTE)
+        stat = hung(client)
         if stat is None or not stat.announced:
             stat = meet(client)
         current = scope.get()
-        name = caller() if current is None else current._name or current.name
+        name = unscoped() if current is None else current._name or current.name
         if name == OWN:
             return None
         site = call_site(3)
@@ -328,10 +342,7 @@ def answered(sent: Sent | None, status: int, host: Any, port: Any) -> None:
         if host and (host, port) not in stat.places:
             stat.place(host, port)
         if status < 500 and now - start <= SLOW_SECONDS and not stat.pooled:
-            log = stat.log
-            log.append((start, now, hold[1], status))
-            if len(log) > MAX_PENDING:
-                stat.drain()
+            stat.wrote(start, now, hold[1], status)
             return
         stat.unanswered = 0
         stat.answered(status).value += 1

@@ -327,7 +327,7 @@ def over(stat: Stat, key: object) -> None:
     """A task does not run any more; what came of it is not known yet."""
     hold = stat.holds.pop(hash(key), None)
     if hold is not None:
-        stat.process.observe(monotonic() - hold.since)
+        stat.process.observe(monotonic() - hold[2])
 
 
 def came_to(stat: Stat, outcome: str, error: BaseException | None = None) -> None:

@@ -21,14 +21,15 @@ from uno.core.monitoring.instrumentation import (
     Hold,
     Stat,
     call_site,
-    caller,
     describe_error,
     describe_holds,
     describe_running,
     describe_slow,
     failures,
+    hung,
     scope,
     stat_of,
+    unscoped,
 )
 from uno.core.monitoring.metrics import MAX_PENDING
 from uno.core.monitoring.names import pick
@@ -52,7 +53,6 @@ STALL = 1.0
 DOUBT, FAILED = 0.25, 2.0
 #: While no other connection is out, the place that takes one is looked up at most this often: it costs 0.5 us.
 SITE_SECONDS = 0.001
-_new = tuple.__new__  # _new(Hold, ...) is half the cost of Hold(...)
 _CONNECTING = "_uno_connecting"
 _SERVER = "server"
 _STATE = "db.client.connection.state"
@@ -329,10 +329,10 @@ def begin(owner: Any) -> Begun | None:
     """An operation starts. None for the monitor's own, which are no traffic of the application."""
     try:
         current = scope.get()
-        name = caller() if current is None else current._name or current.name
+        name = unscoped() if current is None else current._name or current.name
         if name == OWN:
             return None
-        stat: Stat = owner.__dict__.get(ATTRIBUTE) or stat_of(owner)
+        stat = stat_of(owner)
         start = perf_counter()
         stat.running[start] = start, name
     except Exception as error:  # noqa: BLE001 - a hook never fails the call
@@ -354,10 +354,7 @@ def end(begun: Begun | None, slow: float, *, timed: bool = True) -> None:
             stat.total.value += 1
             stat.called(name)[0].value += 1
             return
-        log = stat.log
-        log.append((start, now, name))
-        if len(log) > MAX_PENDING:
-            stat.drain()
+        stat.wrote(start, now, name)
         if now - start > slow:
             note_slow(stat)
     except Exception as error:  # noqa: BLE001
@@ -397,10 +394,10 @@ def ask(owner: Any, limit: float | None) -> Asked | None:
     """A connection is asked for; the caller waits, or is refused, when all of ``limit`` are held."""
     try:
         current = scope.get()
-        name = caller() if current is None else current._name or current.name
+        name = unscoped() if current is None else current._name or current.name
         if name == OWN:
             return None
-        stat: Stat = owner.__dict__.get(ATTRIBUTE) or stat_of(owner)
+        stat = stat_of(owner)
         waiter = None
         if limit is not None and len(stat.holds) >= limit:
             waiter = Hold(call_site(3), name, monotonic())
@@ -438,7 +435,7 @@ def got(
             stat.sited = now
             site = call_site(place)
         if len(holds) < MAX_HOLDS:
-            holds[key] = _new(Hold, (site, name, now if ONE_CLOCK else monotonic()))
+            holds[key] = site, name, now if ONE_CLOCK else monotonic()
     except Exception as error:  # noqa: BLE001
         failures("got", error)
 
@@ -460,7 +457,7 @@ def refused(asked: Asked | None, *, timed_out: bool) -> None:
 def returned(owner: Any, key: int) -> None:
     """The connection is given back."""
     try:
-        stat: Stat | None = owner.__dict__.get(ATTRIBUTE)
+        stat: Stat | None = hung(owner)
         hold = None if stat is None else stat.holds.pop(key, None)
         if hold is not None and stat is not None:
             pending = stat.use.pending
@@ -480,7 +477,7 @@ def connected(owner: Any, connection: Any, began: float) -> None:
     """A pool made a connection, which whoever gets it may have waited for; see :func:`handed`."""
     try:
         seconds = perf_counter() - began
-        stat: Stat = owner.__dict__.get(ATTRIBUTE) or stat_of(owner)
+        stat = stat_of(owner)
         stat.connects.add(seconds)
         stat.last_ok = monotonic()
         connection.__dict__[_CONNECTING] = began, seconds

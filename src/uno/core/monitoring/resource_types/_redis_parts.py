@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from uno.core.monitoring.instrumentation import Stat, failures, stat_of
+from uno.core.monitoring.instrumentation import Stat, failures, hung, stat_of
 from uno.core.monitoring.resource_types._pooled import PoolUse
 from uno.core.monitoring.resource_types._server import ServerConnections
 
@@ -36,7 +36,7 @@ def carrier_of(cluster: Any) -> Any:
     """What the Stat of a cluster's client, or of a pipeline of it, hangs on."""
     client = getattr(cluster, "cluster_client", cluster)
     manager = getattr(client, "nodes_manager", None)
-    return manager if hasattr(manager, "__dict__") else client
+    return manager if type(manager).__dictoffset__ else client
 
 
 def nodes_of(cluster: Any) -> dict[str, Any]:
@@ -132,13 +132,13 @@ async def ask_connections_async(client: Any) -> ServerConnections:
 def pool_use_of(pool: Any) -> PoolUse:
     """Read from the pool's own collections, as no public count exists in all versions."""
     limit: int | None = pool.max_connections
-    queue = pool.__dict__.get("pool")
+    queue = hung(pool, "pool")
     if queue is not None:  # blocking: a queue of connections, with None for those that do not exist yet
         inner = getattr(queue, "queue", None)
         waiters = queue.not_empty._waiters if inner is not None else queue._getters
         used = max(0, (limit or 0) - len(queue._queue if inner is None else inner))
         return PoolUse(used, max(0, len(pool._connections) - used), limit, len(waiters))
-    condition = pool.__dict__.get("_condition")
+    condition = hung(pool, "_condition")
     waiting = 0 if condition is None else len(condition._waiters)
     used = len(pool._in_use_connections)
     known = limit if limit and limit < _UNLIMITED else None

@@ -350,7 +350,7 @@ def _postrun(sender: Any, task_id: str, state: str | None = None, **_: Any) -> N
     stat = _stat_of_task(sender)
     hold = stat.holds.pop(hash(task_id), None)
     if hold is not None:
-        stat.process.observe(monotonic() - hold.since)
+        stat.process.observe(monotonic() - hold[2])
     stat.outcome(_OUTCOMES.get(state or "", "other")).value += 1
     token = stat.extra.get("scopes", {}).pop(task_id, None)
     if token is not None:

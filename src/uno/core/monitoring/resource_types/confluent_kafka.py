@@ -337,7 +337,7 @@ def _worked(stat: Stat, client: Client) -> None:
     """The time from one message to the asking for the next is the time of work."""
     hold = stat.holds.pop(client.number, None)
     if hold is not None:
-        stat.process.observe(monotonic() - hold.since)
+        stat.process.observe(monotonic() - hold[2])
 
 
 def _taken(stat: Stat, client: Client, messages: list[Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import os
 import threading
@@ -10,7 +9,7 @@ import weakref
 from collections import Counter
 from collections.abc import Mapping
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from uno.core.monitoring.instrumentation import Site, describe_call, describe_site, thread_position
 from uno.core.monitoring.metrics import HistogramCell
@@ -18,6 +17,9 @@ from uno.core.monitoring.names import pick
 from uno.core.monitoring.thresholds import Threshold
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
 from uno.core.resources import Identity, Resource
+
+if TYPE_CHECKING:
+    import asyncio
 
 BEAT = 0.1
 #: A beat that is so late is looked after from outside, and said to be blocked: together within 0.2 s.
@@ -114,6 +116,8 @@ class LoopTarget:
         if loop is None:
             return None
         if now >= self._count_after:
+            import asyncio  # loaded with the loop, and not for the sake of those that have none
+
             self._tasks = len(asyncio.all_tasks(loop))
             self._count_after = now + 500 * (monotonic() - now)
         return self._tasks

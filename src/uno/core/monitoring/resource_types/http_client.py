@@ -13,18 +13,18 @@ from time import monotonic, perf_counter
 from typing import Any
 
 from uno.core.monitoring.instrumentation import (
-    ATTRIBUTE,
+    MAX_LOG,
     ONE_CLOCK,
     OWN,
     SLOW_SECONDS,
+    Held,
     Hold,
     call_site,
-    caller,
     failures,
     install,
     scope,
+    unscoped,
 )
-from uno.core.monitoring.metrics import MAX_PENDING
 from uno.core.monitoring.resource_types._http import (
     HttpMonitor,
     HttpStat,
@@ -46,6 +46,8 @@ _READ = ("_connections", "_requests", "_max_connections")
 _SENT = "uno"
 #: While no other request runs, the place that sends one is looked up at most this often.
 SITE_SECONDS = 0.001
+#: The server that a request goes to is looked up at most this often: the tick finds it in the pool.
+PLACE_SECONDS = 0.05
 _new = tuple.__new__
 
 
@@ -91,8 +93,8 @@ class HttpxClient(HttpMonitor):
     def pool_use(self, target: Any) -> HttpUse:
         used = idle = waiting = limit = 0.0
         stat = http_stat(target)
-        holds: dict[int, Hold] = {}
-        waiters: dict[int, Hold] = {}
+        holds: dict[int, Held] = {}
+        waiters: dict[int, Held] = {}
         pools = list(_pools(target))
         for pool in pools:
             for connection in list(pool._connections):
@@ -167,12 +169,15 @@ def _send(original: Any) -> Any:
                 and not response.history
                 and request.extensions.get(_SENT) is sent
             ):
-                if hold[0] is not None:  # as seldom as the place, for it costs as much
+                if start - stat.placed > PLACE_SECONDS:
+                    stat.placed = start
                     url = request.url
                     stat.place(url.host, url.port or _port(url))
                 del stat.running[start], request.extensions[_SENT]
-                stat.log.append((start, now, hold[1], status))
-                if len(stat.log) > MAX_PENDING:
+                done = start, now, hold[1], status
+                log = stat.log
+                log += done
+                if len(log) > MAX_LOG:
                     stat.drain()
                 return response
         except Exception as error:  # noqa: BLE001 - a hook never fails the call
@@ -201,11 +206,14 @@ def _async_send(original: Any) -> Any:
 
 def _begin(client: Any, request: Any, kwargs: Any) -> Sent | None:
     try:
-        stat = client.__dict__.get(ATTRIBUTE)
-        if stat is None or not stat.announced:
-            stat = meet(client)
+        try:
+            stat: HttpStat = client._uno_stat
+        except AttributeError:
+            stat = http_stat(client)
+        if not stat.announced:
+            meet(client)
         current = scope.get()
-        name = caller() if current is None else current._name or current.name
+        name = unscoped() if current is None else current._name or current.name
         if name == OWN:
             return None
         start = perf_counter()
@@ -239,9 +247,7 @@ def _answered(sent: Sent, request: Any, response: Any, kwargs: Any) -> None:
                 asked.extensions.pop(_SENT, None)
         if held is sent and not stream and status < 500 and now - start <= SLOW_SECONDS:
             stat.running.pop(start, None)
-            stat.log.append((start, now, hold[1], status))
-            if len(stat.log) > MAX_PENDING:
-                stat.drain()
+            stat.wrote(start, now, hold[1], status)
             return
         answered(sent, status, *place)
         if stat.pooled:

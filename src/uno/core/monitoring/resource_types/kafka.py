@@ -364,7 +364,7 @@ def _next(original: Any) -> Any:
 def _worked(stat: Stat, key: int) -> None:
     hold = stat.holds.pop(key, None)
     if hold is not None:
-        stat.process.observe(monotonic() - hold.since)
+        stat.process.observe(monotonic() - hold[2])
 
 
 def _anext(original: Any) -> Any:

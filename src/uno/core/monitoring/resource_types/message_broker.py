@@ -414,7 +414,7 @@ def _timed(callback: Callable[[Any], Awaitable[Any]], stat: Stat, by: str) -> Ca
         finally:
             hold = stat.holds.pop(id(message), None)
             if hold is not None:
-                stat.process.observe(monotonic() - hold.since)
+                stat.process.observe(monotonic() - hold[2])
 
     return consumer
 
@@ -428,7 +428,7 @@ def _anext(original: Any) -> Any:
             return await original(self)
         hold = stat.holds.pop(id(self), None)
         if hold is not None:
-            stat.process.observe(monotonic() - hold.since)
+            stat.process.observe(monotonic() - hold[2])
         message = await original(self)
         stat.outcome("consumed").value += 1
         stat.hold(id(self), None, f"consumer of {self._amqp_queue.name}")

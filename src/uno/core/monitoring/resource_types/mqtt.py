@@ -284,7 +284,7 @@ def _on_message(original: Any) -> Any:
 def _worked(stat: Stat, key: int) -> None:
     hold = stat.holds.pop(key, None)
     if hold is not None:
-        stat.process.observe(monotonic() - hold.since)
+        stat.process.observe(monotonic() - hold[2])
 
 
 def _init(original: Any) -> Any:

@@ -289,7 +289,7 @@ def _timed(callback: Any, stat: Stat, by: str) -> Any:
 def _worked(stat: Stat, key: int) -> None:
     hold = stat.holds.pop(key, None)
     if hold is not None:
-        stat.process.observe(monotonic() - hold.since)
+        stat.process.observe(monotonic() - hold[2])
 
 
 def _next_msg(original: Any) -> Any:

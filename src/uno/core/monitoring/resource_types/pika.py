@@ -338,7 +338,7 @@ def _timed(callback: Callable[..., Any], stat: Stat, by: str) -> Callable[..., A
 def _worked(stat: Stat, key: int) -> None:
     hold = stat.holds.pop(key, None)
     if hold is not None:
-        stat.process.observe(monotonic() - hold.since)
+        stat.process.observe(monotonic() - hold[2])
 
 
 def _consume(original: Any) -> Any:

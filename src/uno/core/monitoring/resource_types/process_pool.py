@@ -89,7 +89,7 @@ class _Line:
             if task.key in self._early:
                 self._early.discard(task.key)
             else:
-                stat.duration.add(now - held.since)
+                stat.duration.add(now - held[2])
             key = next(iter(stat.waiters), None)
             if key is None:
                 return
@@ -97,8 +97,8 @@ class _Line:
             if key in self._early:
                 self._early.discard(key)  # from here on its time is known
             else:
-                stat.wait.add(now - hold.since)
-            stat.holds[key] = hold._replace(since=now)
+                stat.wait.add(now - hold[2])
+            stat.holds[key] = hold[0], hold[1], now
 
 
 class _ProcessPools(ResourceTypeMonitor):

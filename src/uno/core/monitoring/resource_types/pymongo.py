@@ -22,10 +22,10 @@ from uno.core.monitoring.instrumentation import (
     announce,
     caller,
     failures,
+    hung,
     install,
     stat_of,
 )
-from uno.core.monitoring.metrics import MAX_PENDING
 from uno.core.monitoring.resource_types._pooled import (
     OLDEST,
     PENDING,
@@ -203,7 +203,7 @@ def _connection(module: Any) -> type:
 
 
 def _servers(client: Any) -> dict[Any, Any]:
-    return getattr(vars(client).get("_topology"), "_servers", None) or {}
+    return getattr(hung(client, "_topology"), "_servers", None) or {}
 
 
 def _pools(client: Any) -> list[Any]:
@@ -414,9 +414,7 @@ def _answered(connection: Any, start: float, *, failed: bool = False) -> None:
             if failed:
                 stat.duration.add(now - start)
             return
-        stat.log.append((start, now, hold.caller if hold is not None else caller()))
-        if len(stat.log) > MAX_PENDING:
-            stat.drain()
+        stat.wrote(start, now, hold[1] if hold is not None else caller())
         if now - start > SLOW_SECONDS:
             note_slow(stat)
     except Exception as error:  # noqa: BLE001

@@ -9,25 +9,27 @@ is known as a running command only, to be cheap. A blocking pool is watched in f
 from __future__ import annotations
 
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from threading import get_ident
 from time import perf_counter
 from typing import Any
 
 from uno.core.monitoring.instrumentation import (
     ATTRIBUTE,
+    MAX_LOG,
     OWN,
     Stat,
     announce,
-    caller,
     failures,
+    hung,
     install,
     scope,
     stat_of,
+    unscoped,
 )
-from uno.core.monitoring.metrics import MAX_PENDING, CounterCell, HistogramCell
+from uno.core.monitoring.metrics import CounterCell, HistogramCell
 from uno.core.monitoring.names import pick
 from uno.core.monitoring.resource_types._pooled import (
     STALL,
@@ -457,8 +459,8 @@ def _node_begin(cluster: Any, node: Any) -> Begun | None:
     if begun is not None:
         with suppress(Exception):  # the pool of a node counts for the cluster
             client = node_client(node)
-            if client is not None and client.connection_pool.__dict__.get(ATTRIBUTE) is not begun[0]:
-                client.connection_pool.__dict__[ATTRIBUTE] = begun[0]
+            if client is not None and hung(client.connection_pool) is not begun[0]:
+                setattr(client.connection_pool, ATTRIBUTE, begun[0])
     return begun
 
 
@@ -517,51 +519,56 @@ def _fail(begun: Begun | None, args: tuple[Any, ...], error: BaseException) -> N
         fail(begun, error, SLOW_SECONDS, timed=timed)
 
 
-class _Here(threading.local):
-    """Whether this thread is in a command of a sync client."""
-
-    in_command = False
-
-
-_here = _Here()
+def _only_forwards(function: Any) -> bool:
+    """Whether ``execute_command`` does nothing but call ``_execute_command``, as in redis-py since 5.1."""
+    code = getattr(function, "__code__", None)
+    return code is not None and code.co_names == ("_execute_command",) and not code.co_freevars
 
 
 def _command(original: Any) -> Any:
-    # begin() and end() written out: calls would cost half as much again.
+    #: Then the hook does it in its place: passing on ** is as dear as all the rest of the hook.
+    forwards = _only_forwards(original)
+
+    # begin() and end() written out: calls would cost half as much again. What runs is kept by the thread that runs it,
+    # so that the pool's hook knows when it is in a command.
     def execute_command(self: Any, *args: Any, **options: Any) -> Any:
         pool = self.connection_pool
         try:
             current = scope.get()
-            name = caller() if current is None else current._name or current.name
-            stat = pool.__dict__.get(ATTRIBUTE) or stat_of(pool)
+            name = unscoped() if current is None else current._name or current.name
+            try:
+                stat = pool._uno_stat
+            except AttributeError:
+                stat = stat_of(pool)
             own = name == OWN
-            start = perf_counter()
             if not own:
-                stat.running[start] = start, name
-                _here.in_command = True
+                running, thread = stat.running, get_ident()
+                start = perf_counter()
+                running[thread] = start, name
         except Exception as error:  # noqa: BLE001 - a hook never fails the call
             failures("Redis.execute_command", error)
             own = True
         if own:
             return original(self, *args, **options)
         try:
-            result = original(self, *args, **options)
+            result = self._execute_command(*args, **options) if forwards else original(self, *args, **options)
         except BaseException as error:
-            _here.in_command = False
+            running.pop(thread, None)
             _fail((stat, start, name), args, error)
             raise
-        _here.in_command = False
         if args[0] in BLOCKING:
+            running.pop(thread, None)
             if args[0] in GROUP_READS:
                 learn_streams(stat, args)
             end((stat, start, name), SLOW_SECONDS, timed=is_timed(args))
             return result
         try:
             now = perf_counter()
-            del stat.running[start]
+            running.pop(thread, None)
+            done = start, now, name
             log = stat.log
-            log.append((start, now, name))
-            if len(log) > MAX_PENDING:
+            log += done
+            if len(log) > MAX_LOG:
                 stat.drain()
             if now - start > SLOW_SECONDS:
                 note_slow(stat)
@@ -695,10 +702,19 @@ def _connect(original: Any) -> Any:
 
     def _connect(self: Any, *args: Any, **kwargs: Any) -> Any:
         with suppress(Exception):
-            self.__dict__.setdefault(_CONNECTING, perf_counter())
+            if not hung(self, _CONNECTING):  # else it is tried again
+                self._uno_connecting = perf_counter()
         return original(self, *args, **kwargs)
 
     return _connect
+
+
+def _began(connection: Any) -> float | None:
+    """When it began to be made, if nobody has taken that since."""
+    began: float | None = hung(connection, _CONNECTING)
+    if began:
+        connection._uno_connecting = 0.0
+    return began or None
 
 
 def _exhausted(asked: Asked | None, error: BaseException) -> bool:
@@ -716,7 +732,7 @@ def _get(*, waits: bool) -> Any:
             except BaseException as error:
                 refused(asked, timed_out=_exhausted(asked, error))
                 raise
-            got(asked, id(connection), connection.__dict__.pop(_CONNECTING, None), waits=waits)
+            got(asked, id(connection), _began(connection), waits=waits)
             return connection
 
         return get_connection
@@ -728,16 +744,26 @@ def _get_for_command(original: Any, watched: Any) -> Any:
     """Of the default pool: in a command, ``original`` and next to nothing; else ``watched``."""
 
     def get_connection(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not _here.in_command:
+        try:
+            command = self._uno_stat.running.get(get_ident())
+        except AttributeError:
+            command = None
+        if command is None:
             return watched(self, *args, **kwargs)
         try:
-            connection = original(self, *args, **kwargs)
+            connection = original(self, *args, **kwargs) if args or kwargs else original(self)
         except BaseException as error:
             if _exhausted(None, error):
                 stat_of(self).timeouts.value += 1
             raise
-        if _CONNECTING in connection.__dict__:
-            stat_of(self).connects.add(perf_counter() - connection.__dict__.pop(_CONNECTING))
+        try:
+            new = connection._uno_connecting
+        except AttributeError:  # made before the hooks
+            new = connection._uno_connecting = 0.0
+        if new:
+            connection._uno_connecting = 0.0
+            if new >= command[0]:  # else it was made anew in an earlier command
+                stat_of(self).connects.add(perf_counter() - new)
         return connection
 
     return get_connection
@@ -754,7 +780,7 @@ def _async_get(*, waits: bool) -> Any:
                 raise
             if asked is not None and "loop" not in asked[0].extra:
                 _bind(asked[0])
-            got(asked, id(connection), connection.__dict__.pop(_CONNECTING, None), waits=waits)
+            got(asked, id(connection), _began(connection), waits=waits)
             return connection
 
         return get_connection
@@ -780,9 +806,12 @@ def _release(original: Any) -> Any:
 
 
 def _release_unless_brief(original: Any) -> Any:
-    def release(self: Any, connection: Any, *args: Any, **kwargs: Any) -> Any:
-        if not _here.in_command:
-            returned(self, id(connection))
-        return original(self, connection, *args, **kwargs)
+    def release(self: Any, connection: Any) -> Any:
+        try:
+            if self._uno_stat.holds:
+                returned(self, id(connection))
+        except AttributeError:  # nobody has taken one
+            pass
+        return original(self, connection)
 
     return release

@@ -20,15 +20,18 @@ from uno.core.monitoring.instrumentation import (
     ATTRIBUTE,
     MAX_HOLDS,
     OWN,
-    Hold,
+    Held,
     Stat,
     announce,
     call_site,
     caller,
     failures,
+    hang,
+    hung,
     install,
     scope,
     stat_of,
+    unscoped,
 )
 from uno.core.monitoring.metrics import MAX_PENDING
 from uno.core.monitoring.resource_types._pooled import (
@@ -48,7 +51,6 @@ from uno.core.resources import Identity
 SLOW_SECONDS = 0.5
 _WATCH = "_uno_watch"
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306, "oracle": 1521, "mssql": 1433}
-_new = tuple.__new__  # _new(Hold, ...) is half the cost of Hold(...)
 _SIMPLE = frozenset(("AssertionPool", "NullPool", "SingletonThreadPool", "StaticPool"))
 #: AssertionPool makes nobody wait: it refuses.
 _IN_VAIN = frozenset(("AssertionError", "TimeoutError"))
@@ -238,10 +240,11 @@ def _family(cls: type) -> Iterator[type]:
 class _Watch:
     """What hangs on a pool: its engine's Stat, and what the hooks need of it at hand."""
 
-    __slots__ = ("holds", "limit", "made", "stat", "use", "wait")
+    __slots__ = ("holds", "limit", "made", "stat", "uses", "waits")
 
     def __init__(self, stat: Stat, limit: float | None) -> None:
-        self.stat, self.holds, self.wait, self.use = stat, stat.holds, stat.wait, stat.use
+        self.stat, self.holds = stat, stat.holds
+        self.waits, self.uses = stat.wait.pending, stat.use.pending  # always the same lists
         self.limit = inf if limit is None else limit
         #: when making a connection began, by the id of its record
         self.made: dict[int, float] = {}
@@ -251,9 +254,9 @@ def _attach(engine: Any) -> Stat:
     """The engine's Stat, made known to its pool and dialect."""
     engine = getattr(engine, "_proxied", engine)  # an engine with options stands for the one beneath
     stat, pool = stat_of(engine), engine.pool
-    if _WATCH not in pool.__dict__:
-        pool.__dict__[_WATCH] = _Watch(stat, _use(pool).limit)
-    engine.dialect.__dict__.setdefault(ATTRIBUTE, stat)
+    if hung(pool, _WATCH) is None:
+        hang(pool, _WATCH, _Watch(stat, _use(pool).limit))
+    hang(engine.dialect, ATTRIBUTE, stat)
     return stat
 
 
@@ -264,7 +267,7 @@ def _kind(pool: Any) -> str:
 
 def _use_simply(pool: Any) -> PoolUse:
     """Of a pool without a queue. How many of its connections are used is known from who has taken them."""
-    kind, watch = _kind(pool), pool.__dict__.get(_WATCH)
+    kind, watch = _kind(pool), hung(pool, _WATCH)
     if kind == "StaticPool":
         connections = int(pool.__dict__.get("connection") is not None)
     elif kind == "AssertionPool":
@@ -333,8 +336,9 @@ def _dispose(original: Any) -> Any:
 
 def _do_get(original: Any) -> Any:
     def _do_get(self: Any) -> Any:
-        watch: _Watch | None = self.__dict__.get(_WATCH)
-        if watch is None:
+        try:
+            watch: _Watch = self._uno_watch
+        except AttributeError:  # a pool without an engine
             return original(self)
         holds = watch.holds
         waiter = None if len(holds) < watch.limit else _wait(watch.stat)
@@ -356,24 +360,24 @@ def _do_get(original: Any) -> Any:
                     waited = began - start
             current = scope.get()
             if current is None:
-                name = caller()
+                name = unscoped()
             else:
                 name = current._name or current.name
                 if name == OWN:
                     return record
-            if key in holds and holds[key][2] >= start:
-                return record  # it called itself, in a race for the last connection: counted within
-            pending = watch.wait.pending
-            pending.append(waited)
-            if len(pending) > MAX_PENDING:
-                watch.wait.fold()
-            stat = watch.stat
-            site = None
-            if holds or now - stat.sited > SITE_SECONDS:
+            stat, site = watch.stat, None
+            if holds:
+                if key in holds and holds[key][2] >= start:
+                    return record  # it called itself, in a race for the last connection: counted within
+                if len(holds) >= MAX_HOLDS:
+                    _waited(watch, waited)
+                    return record
+                site = call_site(5)
+            elif now - stat.sited > SITE_SECONDS:
                 stat.sited = now
                 site = call_site(5)
-            if len(holds) < MAX_HOLDS:
-                holds[key] = _new(Hold, (site, name, now))
+            watch.waits.append(waited)
+            holds[key] = site, name, now
         except Exception as error:  # noqa: BLE001
             failures("Pool._do_get", error)
         return record
@@ -381,9 +385,16 @@ def _do_get(original: Any) -> Any:
     return _do_get
 
 
-def _wait(stat: Stat) -> Hold | None:
+def _waited(watch: _Watch, seconds: float) -> None:
+    """Nobody will see it returned, so nobody else counts what waits to be counted."""
+    watch.waits.append(seconds)
+    if len(watch.waits) > MAX_PENDING:
+        watch.stat.wait.fold()
+
+
+def _wait(stat: Stat) -> Held | None:
     try:
-        waiter = Hold(call_site(6), caller(), monotonic())
+        waiter = call_site(6), caller(), monotonic()
         stat.waiters[id(waiter)] = waiter
     except Exception as error:  # noqa: BLE001
         failures("Pool._do_get", error)
@@ -391,7 +402,7 @@ def _wait(stat: Stat) -> Hold | None:
     return waiter
 
 
-def _refused(stat: Stat, waiter: Hold | None, error: BaseException) -> None:
+def _refused(stat: Stat, waiter: Held | None, error: BaseException) -> None:
     try:
         if waiter is not None:
             stat.waiters.pop(id(waiter), None)
@@ -405,14 +416,17 @@ def _refused(stat: Stat, waiter: Hold | None, error: BaseException) -> None:
 
 def _do_return_conn(original: Any) -> Any:
     def _do_return_conn(self: Any, record: Any) -> Any:
-        watch: _Watch | None = self.__dict__.get(_WATCH)
-        if watch is not None:
-            held = watch.holds.pop(id(record), None)
-            if held is not None:
-                pending = watch.use.pending
-                pending.append(monotonic() - held[2])
-                if len(pending) > MAX_PENDING:
-                    watch.use.fold()
+        try:
+            watch: _Watch = self._uno_watch
+        except AttributeError:
+            return original(self, record)
+        held = watch.holds.pop(id(record), None)
+        if held is not None:
+            uses = watch.uses
+            uses.append(monotonic() - held[2])
+            if len(uses) > MAX_PENDING:
+                watch.stat.use.fold()
+                watch.stat.wait.fold()
         return original(self, record)
 
     return _do_return_conn
@@ -423,7 +437,7 @@ def _connect(original: Any) -> Any:
 
     def connect(self: Any) -> Any:
         pool = self._ConnectionRecord__pool
-        watch: _Watch | None = pool.__dict__.get(_WATCH)
+        watch: _Watch | None = hung(pool, _WATCH)
         if watch is None:
             return original(self)
         stat, start = watch.stat, monotonic()
@@ -455,8 +469,9 @@ def _bind(stat: Stat) -> None:
 
 def _execute(original: Any) -> Any:
     def execute(self: Any, cursor: Any, *args: Any, **kwargs: Any) -> Any:
-        stat: Stat | None = self.__dict__.get(ATTRIBUTE)
-        if stat is None:
+        try:
+            stat: Stat = self._uno_stat
+        except AttributeError:
             return original(self, cursor, *args, **kwargs)
         if self.is_async and "loop" not in stat.extra:  # it was connected before the hooks came
             _bind(stat)

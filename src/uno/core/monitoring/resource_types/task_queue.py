@@ -239,7 +239,7 @@ def _done(target: Any, stat: Stat) -> None:
     stat.outcome("done").value += 1
     hold = stat.holds.pop(_consumer(), None)
     if hold is not None:
-        stat.duration.observe(monotonic() - hold.since)
+        stat.duration.observe(monotonic() - hold[2])
 
 
 _get_nowait = _hooked("asyncio.Queue.get_nowait", lambda self, stat: _left(stat, self.qsize()))

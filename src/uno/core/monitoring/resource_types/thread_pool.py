@@ -5,19 +5,21 @@ from __future__ import annotations
 import re
 import sys
 import threading
-import weakref
+from collections import Counter
 from collections.abc import Callable, Mapping
 from math import inf
+from operator import sub
 from threading import get_ident
 from time import monotonic, perf_counter
 from typing import Any
+from weakref import ref
 
 from uno.core.monitoring.instrumentation import (
     ATTRIBUTE,
+    MAX_LOG,
     ONE_CLOCK,
     SLOW_SECONDS,
     CallScope,
-    Hold,
     Site,
     Stat,
     announce,
@@ -27,10 +29,12 @@ from uno.core.monitoring.instrumentation import (
     describe_holds,
     describe_slow,
     failures,
+    hang,
+    hung,
     install,
     scope,
-    stat_of,
     thread_position,
+    unscoped,
 )
 from uno.core.monitoring.metrics import MAX_PENDING
 from uno.core.monitoring.names import pick
@@ -39,6 +43,39 @@ from uno.core.monitoring.type_monitor import ResourceTypeMonitor
 from uno.core.resources import Identity, Resource
 
 DEFAULT_PREFIX = re.compile(r"ThreadPoolExecutor-\d+\Z")
+
+
+class ThreadStat(Stat):
+    """What happened to one pool. Who holds its threads is read from them, when somebody asks."""
+
+    __slots__ = ("workers",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.workers: dict[int, ref[_Worker]] = {}
+
+    def drain(self) -> None:
+        """Of each task in ``log``: when it was submitted, started and ended, and for whom."""
+        workers = [worker for known in list(self.workers.values()) if (worker := known()) is not None]
+        self.holds = {w.ident: (w.site, w.caller, w.since) for w in workers if w.item is not None}
+        log = self.taken()
+        if not log:
+            return
+        starts, ends = log[1::4], log[2::4]
+        self.wait.pending.extend(map(sub, starts, log[0::4]))
+        self.duration.pending.extend(map(sub, ends, starts))
+        self.total.value += len(ends)
+        for name, calls in Counter(log[3::4]).items():
+            self.called(name)[0].value += calls
+        self.last_ok = max(self.last_ok, ends[-1] if ONE_CLOCK else monotonic())
+        for cell in (self.wait, self.duration):
+            if len(cell.pending) > MAX_PENDING:
+                cell.fold()
+
+
+def thread_stat(pool: Any) -> ThreadStat:
+    """The Stat that hangs on ``pool``, made when there is none."""
+    return hung(pool) or hang(pool, ATTRIBUTE, ThreadStat())  # type: ignore[no-any-return]
 
 
 class ThreadPool(ResourceTypeMonitor):
@@ -78,14 +115,14 @@ class ThreadPool(ResourceTypeMonitor):
         return Identity("thread-pool" if not prefix or DEFAULT_PREFIX.match(prefix) else prefix)
 
     def attach(self, target: Any) -> None:
-        stat_of(target)
+        thread_stat(target)
 
     def install(self) -> list[Callable[[], None]]:
         thread = sys.modules["concurrent.futures.thread"]
         return [install(thread._WorkItem, "__init__", _init), install(thread._WorkItem, "run", _run)]
 
     def stat(self, target: Any) -> Stat:
-        stat = stat_of(target)
+        stat = thread_stat(target)
         stat.drain()
         stat.outcome("completed").value = stat.total.value - stat.outcome("failed").value
         return stat
@@ -93,7 +130,7 @@ class ThreadPool(ResourceTypeMonitor):
     def collect_metrics(self, resource: Resource) -> None:
         pool = resource.target
         stat = self.stat(pool)
-        in_use, limit = self.capacity(pool)
+        in_use, limit = _busy(pool, stat), pool._max_workers
         update = self.update_metric
         known = not self.read_only
         update("uno.resource.utilization", in_use / limit if known else None)
@@ -109,11 +146,11 @@ class ThreadPool(ResourceTypeMonitor):
             update("thread_pool.tasks", stat.outcome(outcome), {"outcome": outcome})
 
     def capacity(self, target: Any) -> tuple[float, float]:
-        return min(len(stat_of(target).holds), target._max_workers), target._max_workers
+        return _busy(target, self.stat(target)), target._max_workers
 
     def statistics(self, target: Any) -> Mapping[str, float | None]:
         stat = self.stat(target)
-        in_use, limit = self.capacity(target)
+        in_use, limit = _busy(target, stat), target._max_workers
         return {
             "active_threads": in_use,
             "max_threads": limit,
@@ -129,16 +166,19 @@ class ThreadPool(ResourceTypeMonitor):
     def explain(self, target: Any, metric: str) -> str:
         if target._broken:
             return "the initializer of its threads failed: no task runs any more"
-        stat = stat_of(target)
+        stat = self.stat(target)
         if target._shutdown and not stat.holds:
             return "it was shut down"
         # Where each busy thread is now says more than where its task begins.
         now = Stat()
-        for ident, hold in list(stat.holds.items()):
-            site = thread_position(ident)[0] or hold.site
-            now.holds[ident] = Hold(site, hold.caller, hold.since)
+        for ident, (begin, name, since) in list(stat.holds.items()):
+            now.holds[ident] = thread_position(ident)[0] or begin, name, since
         held = describe_holds(now, "thread", target._max_workers)
         return "; ".join(filter(None, (held, describe_slow(stat), describe_error(stat))))
+
+
+def _busy(pool: Any, stat: Stat) -> float:
+    return float(min(len(stat.holds), pool._max_workers))
 
 
 def _queued(pool: Any) -> int:
@@ -151,14 +191,15 @@ def _queued(pool: Any) -> int:
 
 
 class _Worker:
-    """A thread of a pool: the Stat of the pool, and the task that it runs. Read as a Hold."""
+    """A thread of a pool: the Stat of the pool, and the task that it runs."""
 
-    __slots__ = ("caller", "ident", "item", "start", "stat")
+    __slots__ = ("__weakref__", "caller", "ident", "item", "start", "stat")
 
-    def __init__(self, stat: Stat) -> None:
+    def __init__(self, stat: ThreadStat) -> None:
         self.stat, self.ident, self.caller = stat, get_ident(), ""
         self.item: Any = None
         self.start = 0.0
+        stat.workers[self.ident] = ref(self)
 
     @property
     def site(self) -> Site | None:
@@ -189,26 +230,34 @@ def _adopt() -> _Worker | None:
     The worker's frame knows it as well, but who asks for a frame's locals makes it keep them: the task and its result.
     """
     arguments = getattr(threading.current_thread(), "_args", None) or (None,)
-    pool = arguments[0]() if type(arguments[0]) is weakref.ref else None
+    pool = arguments[0]() if type(arguments[0]) is ref else None
     if pool is None:
         return None
-    stat: Stat | None = pool.__dict__.get(ATTRIBUTE)
+    stat: ThreadStat | None = hung(pool)
     if stat is None:
-        stat = stat_of(pool)
+        stat = thread_stat(pool)
         announce(pool)
     _here.worker = _Worker(stat)
     return _here.worker
 
 
+# A call with * or ** is as dear as all the rest of a hook: each argument has its name. Up to Python 3.13 a task is a
+# function and its arguments; from 3.14 on it is one object, and runs in a context.
+
+
 def _init(original: Any) -> Any:
     """Writes down when a task was submitted and by whom."""
 
-    def __init__(self: Any, future: Any, *task: Any) -> None:
-        original(self, future, *task)
+    def __init__(self: Any, future: Any, fn: Any, args: Any = None, kwargs: Any = None) -> None:
+        if args is None:
+            original(self, future, fn)
+        else:
+            original(self, future, fn, args, kwargs)
         try:
             current = scope.get()
-            name = caller() if current is None else current._name or current.name
-            self._uno_submitted = perf_counter(), name
+            name = unscoped() if current is None else current._name or current.name
+            self._uno_for = name
+            self._uno_submitted = perf_counter()
         except Exception as error:  # noqa: BLE001 - a hook never fails the call
             failures("ThreadPoolExecutor.submit", error)
 
@@ -219,54 +268,55 @@ def _run(original: Any) -> Any:
     """Times a task from submit to start and from start to end. Contexts are not copied into executors by
     themselves; the caller's name alone goes along."""
 
-    def run(self: Any, *context: Any) -> None:
-        worker = None
+    def run(self: Any, context: Any = None) -> None:
         try:
-            future = self.future
-            if future._state == "PENDING":  # else it was cancelled
-                worker = _here.worker or _adopt()
+            worker = _here.worker or _adopt()
             if worker is not None:
-                stat = worker.stat
                 try:
-                    submitted, name = self._uno_submitted
+                    submitted, name = self._uno_submitted, self._uno_for
                 except AttributeError:  # before the hooks
                     submitted, name = None, caller()
-                if (
-                    worker.caller != name
-                ):  # the scope stays until the next task: nobody else runs in this thread
-                    worker.caller = name
+                if worker.caller != name:
+                    worker.caller = name  # it stays until the next task: nobody else runs in this thread
                     scope.set(CallScope(name))
-                worker.item = self
+                worker.item, future = self, self.future
                 worker.start = start = perf_counter()
-                if submitted is not None:
-                    waits = stat.wait.pending
-                    waits.append(start - submitted)
-                    if len(waits) > MAX_PENDING:
-                        stat.wait.fold()
-                stat.holds[worker.ident] = worker  # type: ignore[assignment]
         except Exception as error:  # noqa: BLE001
             failures("ThreadPoolExecutor.run", error)
             worker = None
+        if context is None:
+            original(self)
+        else:
+            original(self, context)
         if worker is None:
-            original(self, *context)
             return
-        original(self, *context)
         try:
             now = perf_counter()
-            del stat.holds[worker.ident]
-            failure = future._exception
-            if failure is None:
+            stat = worker.stat
+            if future._exception is not None or submitted is None or now - start > SLOW_SECONDS:
+                _odd(worker, future, submitted, now, name)
+            elif future._state != "CANCELLED_AND_NOTIFIED":  # before it could begin
+                done = submitted, start, now, name
                 log = stat.log
-                log.append((start, now, name))
-                if len(log) > MAX_PENDING:
+                log += done
+                if len(log) > MAX_LOG:
                     stat.drain()
-            else:
-                stat.outcome("failed").value += 1
-                stat.done(now - start, failure, name, inf)
-            if now - start > SLOW_SECONDS:
-                stat.note_slow(worker.site)
             worker.item = None  # the task and its result go when the application drops them
         except Exception as error:  # noqa: BLE001
             failures("ThreadPoolExecutor.run", error)
 
     return run
+
+
+def _odd(worker: _Worker, future: Any, submitted: float | None, now: float, name: str) -> None:
+    """A task that failed, was slow, or was submitted at a time that nobody knows."""
+    if future._state == "CANCELLED_AND_NOTIFIED":
+        return
+    stat, seconds = worker.stat, now - worker.start
+    if submitted is not None:
+        stat.wait.add(worker.start - submitted)
+    if future._exception is not None:
+        stat.outcome("failed").value += 1
+    stat.done(seconds, future._exception, name, inf)
+    if seconds > SLOW_SECONDS:
+        stat.note_slow(worker.site)

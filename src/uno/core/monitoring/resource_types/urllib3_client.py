@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import Any
 
-from uno.core.monitoring.instrumentation import ATTRIBUTE, Hold, describe_site, failures, install
+from uno.core.monitoring.instrumentation import ATTRIBUTE, Held, describe_site, failures, install
 from uno.core.monitoring.names import pick
 from uno.core.monitoring.resource_types._http import (
     HttpMonitor,
@@ -71,7 +71,7 @@ class _Urllib3(HttpMonitor):
         taken = idle = waiting = 0.0
         limit: float | None = None
         blocks = True
-        holds: dict[int, Hold] = {}
+        holds: dict[int, Held] = {}
         for pool in self.pools(target):
             out: dict[int, Any] = pool.__dict__.get(_OUT) or {}
             mine = {key: held[1] for key, held in list(out.items())}
