@@ -905,3 +905,13 @@ def test_a_program_needs_no_loop(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "False False\n"), done.stderr
+
+
+def test_a_tick_by_hand_beside_the_clock_gets_its_own_answers() -> None:
+    with ResourceMonitor(interval=3_600, collect_timeout=2) as monitor:
+        monitor.manager.register(None, id="slow", read=lambda: time.sleep(0.02) or 1.0)
+        until(lambda: monitor.series("slow"))
+        for _ in range(5):
+            monitor.tick()
+            assert monitor.read("slow", "value") == 1.0
+        assert monitor.collection.failures == {}

@@ -97,6 +97,9 @@ class Sampler:
 
     def _reset(self) -> None:
         self._lock = threading.RLock()
+        self._turn = (
+            threading.RLock()
+        )  # of a thread that takes results: a tick by hand may run beside the clock
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._background: dict[Job, float] = {}
@@ -191,10 +194,13 @@ class Sampler:
 
     def _look_at_background(self) -> None:
         """Take the answers that came between ticks, and tell of those that did not come in time."""
-        if self._background or self._results:
-            self._take_results({})
-            self._enforce(self._background, time.monotonic())
-            self._submit_pending()
+        if (self._background or self._results) and self._turn.acquire(blocking=False):
+            try:
+                self._take_results({})
+                self._enforce(self._background, time.monotonic())
+                self._submit_pending()
+            finally:
+                self._turn.release()
 
     def _pulse(self) -> None:
         """Look at what is to be watched between ticks, if that is due."""
@@ -212,6 +218,12 @@ class Sampler:
 
     def run(self, jobs: Iterable[Job]) -> None:
         """Do all jobs that are due, and return when each is done or past its deadline."""
+        with self._turn:
+            self._run(jobs)
+
+    def _run(self, jobs: Iterable[Job]) -> None:
+        # The clock may take the wake-ups of a tick by hand.
+        beside = self.running and threading.current_thread() is not self._thread
         now = time.monotonic()
         open_jobs: dict[Job, float] = {}
         self._take_results(open_jobs)
@@ -250,7 +262,7 @@ class Sampler:
             self._enforce(open_jobs, now)
             self._pulse()
             if open_jobs:
-                longest = YOUNG if self._pending else min(PULSE, self._until_pulse())
+                longest = YOUNG if self._pending or beside else min(PULSE, self._until_pulse())
                 self._wake.wait(min(longest, max(0.0, min(open_jobs.values()) - now)))
                 self._wake.clear()
         self._own.check()
