@@ -35,7 +35,7 @@ log = logging.getLogger("uno.collection")
 PING_SECONDS = 10.0
 MOST_PINGS = 20.0
 #: Without an answer for so long a ping has failed; at its deadline it has failed a second time.
-PING_LATE, PING_TIMEOUT = 1.5, 2.0
+PING_LATE, PING_TIMEOUT = 1.3, 1.8
 SILENT_SECONDS = 60.0
 MAX_REASONS = 10
 OWN_SCOPE = CallScope(OWN)

@@ -302,9 +302,15 @@ class PooledMonitor(ResourceTypeMonitor):
         return refusal_of(error)
 
     def has_free_slot(self, target: Any) -> bool:
-        """Whether a ping takes no connection from the application."""
+        """Whether a ping takes no connection from the application, and opens none without need."""
         used, _, limit, waiting = self.pool_use(target)
-        return not waiting and (used is None or limit is None or used < limit)
+        return not waiting and (used is None or limit is None or used < limit) and self.is_worth_one(target)
+
+    def is_worth_one(self, target: Any) -> bool:
+        """Whether a ping may open a connection, where all that there are are out: there is reason to doubt."""
+        used, idle, _, _ = self.pool_use(target)
+        doubt = monotonic() - self.stat_for(target).last_ok > STALL or self.suspect(target)
+        return bool(idle) or not used or doubt
 
 
 def server_identity(system: str, host: str, port: object, database: str) -> Identity:

@@ -115,7 +115,8 @@ class PymongoClient(PooledMonitor):
         return max(shares) if shares else super().utilization(target, used, limit)
 
     def has_free_slot(self, target: Any) -> bool:
-        return all(not _waiting(pool) and pool.active_sockets < pool.max_pool_size for pool in _pools(target))
+        free = all(not _waiting(pool) and pool.active_sockets < pool.max_pool_size for pool in _pools(target))
+        return free and self.is_worth_one(target)
 
     def ready(self) -> bool:
         return hasattr(sys.modules.get("pymongo"), "MongoClient") and hasattr(
