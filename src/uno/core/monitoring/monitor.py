@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uno.core.monitoring.alerts import Alert, AlertBook
 from uno.core.monitoring.aliases import Aliases
 from uno.core.monitoring.anomaly_watch import AnomalyWatch
+from uno.core.monitoring.arguments import check_monitor
 from uno.core.monitoring.clock import Clock
 from uno.core.monitoring.collection import PING_SECONDS, Collection
 from uno.core.monitoring.dependencies import Callers
@@ -29,7 +30,7 @@ from uno.core.monitoring.hooks import Hooks
 from uno.core.monitoring.instrumentation import Stat, failures
 from uno.core.monitoring.metrics import Counter, CounterCell, Gauge, Histogram, Metric, MetricError, Spec
 from uno.core.monitoring.names import STANDARD, clash, resolve, short_names
-from uno.core.monitoring.readings import Holder, Reading, UnknownMetricError, choose, reading
+from uno.core.monitoring.readings import Awaited, Holder, Reading, UnknownMetricError, choose, reading
 from uno.core.monitoring.resource_types import Recogniser, load
 from uno.core.monitoring.resource_types.event_loop import LoopTarget
 from uno.core.monitoring.sampler import Sampler, running_loop
@@ -86,29 +87,14 @@ class ResourceMonitor:
         service: str | None = None,
         workers: str | os.PathLike[str] | bool | None = None,
     ) -> None:
-        if not (_is_number(interval) and 0.01 <= interval <= 3600):
-            raise ValueError(f"interval is 0.01 to 3600 seconds, not {interval!r}")
-        if resource_manager is not None and not isinstance(resource_manager, ResourceManager):
-            raise TypeError(f"ResourceMonitor takes a ResourceManager, not {type(resource_manager).__name__}")
+        check_monitor(
+            resource_manager, ResourceManager, interval, collect_timeout, service, history, discover
+        )
         self.manager = ResourceManager() if resource_manager is None else resource_manager
         self.interval = float(interval)
-        if collect_timeout is None:
-            collect_timeout = min(5.0, max(0.5, self.interval / 2))
-        elif not (_is_number(collect_timeout) and 0 < collect_timeout <= 3600):
-            raise ValueError(
-                f"collect_timeout is more than 0 and at most 3600 seconds, not {collect_timeout!r}"
-            )
-        self.collect_timeout = float(collect_timeout)
-        if service is not None and not isinstance(service, str):
-            raise TypeError(f"service= is the name of the service, not {type(service).__name__}")
-        if history is not None and not (
-            callable(getattr(history, "append", None)) and hasattr(history, "summaries")
-        ):
-            raise TypeError(f"history= is a MemoryHistory or another History, not {type(history).__name__}")
-        if not isinstance(discover, bool):
-            raise TypeError(
-                f"discover= is True or False, not {type(discover).__name__}; for one type call discover_resources()"
-            )
+        self.collect_timeout = (
+            min(5.0, max(0.5, interval / 2)) if collect_timeout is None else float(collect_timeout)
+        )
         self.service = service or os.environ.get("OTEL_SERVICE_NAME") or ""
         self.clock = Clock()
         self.started = self.clock.now()
@@ -133,7 +119,7 @@ class ResourceMonitor:
         #: The web applications that run with this monitor: the last one that ends stops it.
         self.applications: set[object] = set()
         self._metrics: dict[tuple[str, str], Metric[Any]] = {}
-        self._awaited: dict[tuple[str, str], None] = {}  # (resource, metric) that somebody waits for
+        self._awaited = Awaited(self.store)
         self.hooks = Hooks(self.kinds.kinds)
         self._listeners: tuple[Callable[[], None], ...] = ()
         self._stoppers: tuple[Callable[[float], object], ...] = ()
@@ -502,20 +488,8 @@ class ResourceMonitor:
             self._await_metric(resource_id, name)
 
     def _await_metric(self, resource_id: str, name: str) -> None:
-        """Say so, once, when the resource is read and does not give the metric: nothing would ever come of it."""
         if not self._specs(self.manager.get(resource_id)) and (resource_id, name) not in self._metrics:
-            with self._lock:
-                self._awaited[resource_id, name] = None
-
-    def _miss(self) -> None:
-        for resource_id, name in list(self._awaited):
-            names = {s.metric.name for s in self.store.select(resource_id)}
-            if not names and resource_id in self.manager:
-                continue  # not read yet
-            with self._lock:
-                self._awaited.pop((resource_id, name), None)
-            if names and name not in names:
-                log.warning("%r gives no metric %r so far.%s", resource_id, name, near(name, names))
+            self._awaited.add(resource_id, name)
 
     def _check_type(self, resource_type: str) -> None:
         """Say so when a type is unknown so far: it may come later, or be a slip."""
@@ -664,7 +638,7 @@ class ResourceMonitor:
             self._aliases.feed()
             self._watch_self()
             frame = self.store.tick(now)
-            self._miss()
+            self._awaited.step(self.manager)
             shown = self._guarded("sharing with other workers", partial(self.sharing.tick, frame))
             self._guarded("history", partial(self.history.append, shown) if shown else list)
             resources = {resource.id: resource.type for resource in self.manager}
@@ -782,10 +756,6 @@ class ResourceMonitor:
         if was_running:
             self.sharing.join(self.stop, self.history)
             self._sampler.start()
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _watch(loop: LoopTarget) -> float:

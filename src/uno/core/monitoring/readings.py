@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
 from uno.core.monitoring.instrumentation import Stat, describe_site
 from uno.core.monitoring.metrics import MetricError
 from uno.core.monitoring.series import Series, SeriesStore
 from uno.core.resources.errors import near, shown
+
+log = logging.getLogger("uno.monitor")
 
 
 class UnknownMetricError(KeyError):
@@ -82,3 +85,25 @@ def holders_of(stat: Stat, now: float) -> list[Holder]:
             key=lambda holder: (-holder.slots, holder.since),
         )
     return found
+
+
+class Awaited:
+    """Metrics that somebody waits for. A level on a name that a custom resource never gives would never fire."""
+
+    def __init__(self, store: SeriesStore) -> None:
+        self._store = store
+        self._names: dict[tuple[str, str], None] = {}
+
+    def add(self, resource_id: str, name: str) -> None:
+        """Wait for a metric of a resource."""
+        self._names[resource_id, name] = None
+
+    def step(self, ids: Container[str]) -> None:
+        """Say so, once, of each resource that is read by now and does not give the metric."""
+        for resource_id, name in list(self._names):
+            names = {series.metric.name for series in self._store.select(resource_id)}
+            if not names and resource_id in ids:
+                continue  # not read yet
+            self._names.pop((resource_id, name), None)
+            if names and name not in names:
+                log.warning("%r gives no metric %r so far.%s", resource_id, name, near(name, names))
