@@ -44,8 +44,9 @@ _UNLIMITED = 2**31
 #: What is read of a pool; where one lacks any of it, its size is unknown.
 _READ = ("_connections", "_requests", "_max_connections")
 _SENT = "uno"
-#: While no other request runs, the place that sends one is looked up at most this often.
-SITE_SECONDS = 0.001
+#: While no other request runs, the place that sends one is looked up at most this often: requests are long, and a
+#: stack that is looked at so seldom is dear.
+SITE_SECONDS = 0.01
 #: The server that a request goes to is looked up at most this often: the tick finds it in the pool.
 PLACE_SECONDS = 0.05
 _new = tuple.__new__
