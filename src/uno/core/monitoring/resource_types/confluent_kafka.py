@@ -31,7 +31,7 @@ from uno.core.resources import Identity, Resource
 
 MAX_TOPICS, MAX_PARTITIONS = 100, 2_000
 MAX_CLIENTS = 1_000
-#: How often a client is read in the application's calls, and how long that is shown.
+#: How often a consumer is read in the application's calls, and how long what was read is shown.
 READ_SECONDS, STALE_SECONDS = 0.5, 10.0
 #: Whether an idle client still lives is looked up in the garbage collector's objects: 0.1 % of one thread at most.
 LOOK_SECONDS, LOOK_SHARE = 10.0, 1_000
@@ -48,9 +48,11 @@ class Client:
         #: when the application last called it, and whether it is inside such a call
         self.seen = self.read_at = monotonic()
         self.inside = 0
-        #: a consumer's lag by topic, None while a partition's is unknown; a producer's len()
+        #: a consumer's lag by topic, None while a partition's is unknown
         self.lags: dict[str, int | None] | None = None
+        #: a producer's len(), once some of its messages are not reported to us; it counts events as well
         self.queued: int | None = None
+        self.reports_all = True
         #: whether a producer has a callback of its own for messages that are given none
         self.has_callbacks = False
         self.read_due = 0.0
@@ -158,7 +160,7 @@ class _Confluent(ResourceTypeMonitor):
 class ConfluentConsumer(_Confluent):
     """A confluent-kafka Consumer, also inside a DeserializingConsumer or AIOConsumer: messages taken, lag by topic.
 
-    A confluent-kafka client is read in the application's own calls, twice a second at most, from the client's memory;
+    A confluent-kafka client is read in the application's own calls, a consumer twice a second at most, from its memory;
     10 s after the last call it is unknown. Its classes are C: where it leads to, its group and whether it is
     connected cannot be told. That it was dropped while it was idle is noticed after ten seconds, in a
     large process after minutes.
@@ -261,7 +263,10 @@ class ConfluentProducer(_Confluent):
 
 
 def _queued(client: Client) -> int | None:
-    """An empty queue stays empty until the next call; another one drains by itself."""
+    """Messages that the broker has not got yet. Counted where all are reported; else read, and an empty queue stays
+    empty until the next call, while another one drains by itself."""
+    if client.reports_all:
+        return stat_of(client).active
     return client.queued if client.queued == 0 or client.is_fresh() else None
 
 
@@ -368,6 +373,7 @@ def _reports(stat: Stat, callback: Any = None) -> Callable[[Any, Any], Any]:
 
     def delivered(error: Any, message: Any) -> Any:
         try:
+            stat.active -= 1
             if error is not None:
                 _refused(stat, error)
             else:
@@ -400,9 +406,12 @@ def _produce(original: Any) -> Any:
                     "reports", _reports(stat)
                 )
                 told = True
+        client.reports_all = client.reports_all and told
+        stat.active += told
         try:
             result = original(self, *args, **kwargs)
         except Exception as error:
+            stat.active -= told
             stat.failed(error)
             raise
         if not told:
@@ -423,6 +432,7 @@ def _produce_batch(original: Any) -> Any:
         except Exception as error:
             stat.failed(error)
             raise
+        client.reports_all = False
         stat.outcome("sent").value += count
         stat.called(caller())[0].value += count
         _measured(client, self)
@@ -437,16 +447,15 @@ def _served(original: Any) -> Any:
         try:
             return original(self, *args, **kwargs)
         finally:
-            client.read_due = 0.0
             _measured(client, self)
 
     return served
 
 
 def _measured(client: Client, producer: Any) -> None:
-    client.seen = now = monotonic()
-    if client.queued == 0 or now >= client.read_due:
-        client.queued, client.read_at, client.read_due = len(producer), now, now + READ_SECONDS
+    client.seen = client.read_at = monotonic()
+    if not client.reports_all:
+        client.queued = len(producer)
 
 
 def _close(original: Any) -> Any:
