@@ -1,8 +1,8 @@
 """What does measuring requests add to one, beside its peers?
 
-Each application is called in this process through ASGI, without a server, block by block in turns. The control is
-a second application without anything. Counts prove that each side recorded every request. Of each application's blocks
-the tenth percentile counts: what others on the machine add to a block is never negative.
+Each application is called in this process through ASGI, without a server, block by block in turns: with what is
+measured around its router, and without, since two equal applications differ by microseconds. The median of the
+differences counts. The control adds nothing. Counts prove that each side recorded every request.
 """
 
 from __future__ import annotations
@@ -214,30 +214,39 @@ async def _block(app: Any, path: str) -> float:
 async def _compare(framework: str, routes: int, names: list[str]) -> dict[str, tuple[float, float]]:
     """By name: (seconds of a request, seconds added)."""
     path = f"/r{routes - 1}/7"
-    bare = [f"bare {n}" for n in range(3)]  # two equal applications differ here by a microsecond or two
-    apps: dict[str, tuple[Any, Count]] = {name: (_application(routes, framework), lambda: 0) for name in bare}
+    apps: dict[str, tuple[Any, Any, Any, Count]] = {}
     for name in names:
         app = _application(routes, framework)
+        bare = app.build_middleware_stack()
         try:
-            apps[name] = (app, SUBJECTS[name][1](app))
+            count = SUBJECTS[name][1](app)
         except ImportError as missing:
             line(SUBJECTS[name][0], "-", "", f"is not installed ({missing.name})")
-    for app, _ in apps.values():
-        assert await _request(app, path) == 200
-        await _block(app, path)
-    rounds: list[dict[str, float]] = []
+            continue
+        apps[name] = app, bare, app.build_middleware_stack(), count
     turn = list(apps)
     shuffle = random.Random(1).shuffle
-    for _ in range(ROUNDS):
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in apps}
+    for number in range(1 + ROUNDS):
         shuffle(turn)
-        rounds.append({name: await _block(apps[name][0], path) for name in turn})
-    asked = 1 + CALLS * (ROUNDS + 1)
-    for name, (_, count) in apps.items():
-        if name not in (*bare, "control", "floor", "off"):
+        for name in turn:
+            app, bare, whole, _ = apps[name]
+            times = {}
+            for stack in (bare, whole) if number % 2 else (whole, bare):
+                app.middleware_stack = stack
+                assert await _request(app, path) == 200
+                times[id(stack)] = await _block(app, path)
+            if number:  # the first one warms
+                found[name].append((times[id(bare)], times[id(whole)] - times[id(bare)]))
+    asked = (1 + CALLS) * (1 + ROUNDS)
+    for name, (_, _, _, count) in apps.items():
+        if name not in ("control", "floor", "off"):
             assert count() == asked, f"{name} recorded {count()} of {asked} requests"
-    found = {name: statistics.quantiles([times[name] for times in rounds], n=10)[0] for name in apps}
-    base = statistics.median(found.pop(name) for name in bare)
-    return {name: (seconds, seconds - base) for name, seconds in {**found, "bare": base}.items()}
+    bases = [base for pairs in found.values() for base, _ in pairs]
+    return {
+        "bare": (statistics.median(bases), 0.0),
+        **{name: (0.0, statistics.median(added for _, added in pairs)) for name, pairs in found.items()},
+    }
 
 
 def run() -> None:

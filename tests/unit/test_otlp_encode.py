@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 from google.protobuf import json_format
 from google.protobuf.unknown_fields import UnknownFieldSet
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.metrics.v1 import metrics_pb2
@@ -124,6 +124,7 @@ def check_samples(point: Any, sent: list[Sample]) -> None:
 
 
 @encodings
+@settings(deadline=None)
 @given(name=names, description=texts, unit=texts, labels=pairs, start=times, time=times, value=floats)
 @pytest.mark.parametrize("form", ["gauge", "sum"])
 def test_numbers(
@@ -158,6 +159,7 @@ def test_numbers(
 
 
 @encodings
+@settings(deadline=None)
 @given(labels=pairs, start=st.one_of(st.just(0), times), time=times, value=floats, sent=samples)
 def test_numbers_with_exemplars(
     encoding: Any, labels: Any, start: int, time: int, value: float, sent: list[Sample]
@@ -172,6 +174,7 @@ def test_numbers_with_exemplars(
 
 
 @encodings
+@settings(deadline=None)
 @given(
     labels=pairs,
     start=times,
@@ -215,6 +218,7 @@ sides = st.dictionaries(st.integers(-300, 300), st.integers(0, 1 << 40), max_siz
 
 
 @encodings
+@settings(deadline=None)
 @given(
     labels=pairs,
     start=times,
@@ -248,6 +252,7 @@ def test_exponential_histograms(
         assert read == {index: n for index, n in side.items() if n}
 
 
+@settings(deadline=None)
 @given(
     values=st.lists(st.floats(1e-300, 1e300), min_size=1, max_size=30),
     schema=st.integers(-4, 8),

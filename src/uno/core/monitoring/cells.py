@@ -77,12 +77,14 @@ def at_once(*calls: Callable[[], Any]) -> tuple[Any, ...]:
 
 def number_of(value: object, what: str) -> float:
     """``value`` as float: int, bool, Decimal, numpy's scalars; MetricError for text and all else."""
-    convert = getattr(value, "__float__", None)
-    if convert is not None:
-        try:
+    try:
+        if value.__class__ is int:
+            return float(value)
+        convert = getattr(value, "__float__", None)
+        if convert is not None:
             return float(convert())
-        except (TypeError, ValueError, OverflowError):
-            pass
+    except (TypeError, ValueError, OverflowError):
+        pass
     kind = "one so large" if isinstance(value, int) else type(value).__name__
     raise MetricError(f"{what} takes a number, not {kind}")
 
@@ -128,18 +130,15 @@ class CounterCell:
             return
         if amount.__class__ is not float:
             amount = 1.0 if amount is None else number_of(amount, "a counter")
-        if not 0.0 <= amount <= _MAX:
-            raise MetricError(
-                f"a counter only grows, and by finite amounts: cannot add {amount!r}; use a Gauge for values that fall"
-            )
-        kept = exemplar_of(exemplar, amount) if exemplar else None
-        total = self.value + amount
-        if not total > _MAX:
-            self.value = total
-            if kept is not None:
-                self.exemplar = kept
-            return
-        raise MetricError(f"a counter of {self.value!r} cannot take {amount!r}: no float is that large")
+        if amount >= 0.0:
+            kept = exemplar_of(exemplar, amount) if exemplar else None
+            total = self.value + amount
+            if total <= _MAX:
+                self.value = total
+                if kept is not None:
+                    self.exemplar = kept
+                return
+        self._refuse(amount)
 
     def inc_mapped(self, amount: float | None = None, exemplar: Mapping[str, str] | None = None) -> None:
         """What ``inc`` does among several workers, see workers/cells.py. Load and store of the total are one step."""
@@ -149,19 +148,25 @@ class CounterCell:
             return
         if amount.__class__ is not float:
             amount = 1.0 if amount is None else number_of(amount, "a counter")
+        if amount >= 0.0:
+            kept = exemplar_of(exemplar, amount) if exemplar else None
+            total = self.value + amount
+            if total <= _MAX:
+                self.value = total
+                self._map[self._at] = total
+                if kept is not None:
+                    self.exemplar = kept
+                return
+        self._refuse(amount)
+
+    def _refuse(self, amount: float) -> None:
+        """MetricError that says why ``amount`` cannot be added; none while the total is not known."""
         if not 0.0 <= amount <= _MAX:
             raise MetricError(
                 f"a counter only grows, and by finite amounts: cannot add {amount!r}; use a Gauge for values that fall"
             )
-        kept = exemplar_of(exemplar, amount) if exemplar else None
-        total = self.value + amount
-        if not total > _MAX:
-            self.value = total
-            self._map[self._at] = total
-            if kept is not None:
-                self.exemplar = kept
-            return
-        raise MetricError(f"a counter of {self.value!r} cannot take {amount!r}: no float is that large")
+        if self.value == self.value:
+            raise MetricError(f"a counter of {self.value!r} cannot take {amount!r}: no float is that large")
 
     def start_anew(self) -> None:
         """Count from zero, in a forked child whose parent keeps what was counted. Totals that others count go on."""
