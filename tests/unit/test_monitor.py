@@ -908,9 +908,12 @@ def test_a_program_needs_no_loop(tmp_path: Path) -> None:
 
 
 def test_a_tick_by_hand_beside_the_clock_gets_its_own_answers() -> None:
+    def slow() -> float:
+        time.sleep(0.02)
+        return 1.0
+
     with ResourceMonitor(interval=3_600, collect_timeout=2) as monitor:
-        monitor.manager.register(None, id="slow", read=lambda: time.sleep(0.02) or 1.0)
-        until(lambda: monitor.series("slow"))
+        monitor.manager.register(None, id="slow", read=slow)
         for _ in range(5):
             monitor.tick()
             assert monitor.read("slow", "value") == 1.0
