@@ -1,16 +1,29 @@
-"""What do Redis' clusters and streams look like from a client? Its nodes, and the groups that read a stream."""
+"""What do the types of Redis share? What a client shows of its nodes, of its streams and of failed commands."""
 
 from __future__ import annotations
 
+import weakref
 from contextlib import suppress
 from typing import Any
 
 from uno.core.monitoring.instrumentation import Stat, failures, hung, stat_of
-from uno.core.monitoring.resource_types._pooled import PoolUse
+from uno.core.monitoring.resource_types._pooled import Begun, PoolUse, end, fail
 from uno.core.monitoring.resource_types._server import ServerConnections
+from uno.core.monitoring.thresholds import Threshold
 
 #: By stream: name of a group, messages it was not given yet, messages not acknowledged; None where Redis cannot tell.
 Groups = dict[Any, list[tuple[str, int | None, int | None]]]
+SLOW_SECONDS = 0.1
+#: What locks and scripts raise and catch in normal operation.
+EXPECTED = frozenset(("WatchError", "NoScriptError"))
+THRESHOLDS = (
+    ("uno.resource.utilization", Threshold(0.8, 0.95, "The connection pool is nearly used up", for_=1)),
+    ("db.client.connection.pending_requests", Threshold(0, 10, "Commands wait for a connection", for_=1)),
+    ("db.client.connection.timeouts", Threshold(None, 0, "Commands did not get a connection",
+                                                keep_firing_for=5)),
+    ("db.client.operation.duration", Threshold(0.1, 1, "Commands are slow", keep_firing_for=3)),
+    ("uno.resource.errors", Threshold(0, None, "Commands fail", for_=3, keep_firing_for=5)),
+)  # fmt: skip
 _UNLIMITED = 2**31 - 1  # the default of older versions
 MAX_STREAMS = 100
 _WAITS = (
@@ -143,3 +156,18 @@ def pool_use_of(pool: Any) -> PoolUse:
     used = len(pool._in_use_connections)
     known = limit if limit and limit < _UNLIMITED else None
     return PoolUse(used, len(pool._available_connections), known, waiting)
+
+
+def fail_command(begun: Begun | None, args: tuple[Any, ...], error: BaseException) -> None:
+    timed = not args or args[0] not in BLOCKING or is_timed(args)
+    if type(error).__name__ in EXPECTED:
+        end(begun, SLOW_SECONDS, timed=timed)
+    else:
+        fail(begun, error, SLOW_SECONDS, timed=timed)
+
+
+def bind(stat: Stat) -> None:
+    import asyncio
+
+    with suppress(TypeError):  # a loop without weak references
+        stat.extra["loop"] = weakref.ref(asyncio.get_running_loop())

@@ -17,7 +17,6 @@ from time import perf_counter
 from typing import Any
 
 from uno.core.monitoring.instrumentation import (
-    ATTRIBUTE,
     MAX_LOG,
     OWN,
     Stat,
@@ -29,18 +28,14 @@ from uno.core.monitoring.instrumentation import (
     stat_of,
     unscoped,
 )
-from uno.core.monitoring.metrics import CounterCell, HistogramCell
 from uno.core.monitoring.names import pick
 from uno.core.monitoring.resource_types._pooled import (
-    STALL,
     Asked,
-    Begun,
     PooledMonitor,
     PoolUse,
     ask,
     begin,
     end,
-    fail,
     got,
     note_slow,
     refused,
@@ -51,31 +46,26 @@ from uno.core.monitoring.resource_types._redis_parts import (
     BLOCKING,
     GROUP_READS,
     MAX_STREAMS,
+    SLOW_SECONDS,
+    THRESHOLDS,
     Groups,
     ask_connections,
     ask_connections_async,
-    carrier_of,
+    bind,
+    fail_command,
     forget_stream,
     group_of,
-    is_free,
     is_timed,
     learn_streams,
-    node_client,
-    node_use,
-    nodes_of,
     pool_use_of,
     text_of,
 )
 from uno.core.monitoring.resource_types._server import METRICS, ServerConnections
-from uno.core.monitoring.thresholds import Threshold
 from uno.core.resources import Identity, Resource
 
-SLOW_SECONDS = 0.1
 _CONNECTING = "_uno_connecting"
 #: What a pool without a free connection was caught in when it raised ConnectionError.
 _EXHAUSTED = frozenset(("Empty", "IndexError", "TimeoutError"))
-#: What locks and scripts raise and catch in normal operation.
-_EXPECTED = frozenset(("WatchError", "NoScriptError"))
 
 
 class _Clients(PooledMonitor):
@@ -86,14 +76,7 @@ class _Clients(PooledMonitor):
     asked = METRICS
     client = "Redis"
     modules: tuple[str, str]
-    thresholds = (
-        ("uno.resource.utilization", Threshold(0.8, 0.95, "The connection pool is nearly used up", for_=1)),
-        ("db.client.connection.pending_requests", Threshold(0, 10, "Commands wait for a connection", for_=1)),
-        ("db.client.connection.timeouts", Threshold(None, 0, "Commands did not get a connection",
-                                                    keep_firing_for=5)),
-        ("db.client.operation.duration", Threshold(0.1, 1, "Commands are slow", keep_firing_for=3)),
-        ("uno.resource.errors", Threshold(0, None, "Commands fail", for_=3, keep_firing_for=5)),
-    )  # fmt: skip
+    thresholds = THRESHOLDS
 
     def identify(self, target: Any) -> Identity:
         settings = _pool(target).connection_kwargs
@@ -307,163 +290,6 @@ class AsyncValkeyClient(AsyncRedisClient):
     modules = ("valkey.asyncio.client", "valkey.asyncio.connection")
 
 
-class _Cluster(PooledMonitor):
-    """The numbers hang on what pipelines share with the client, and so do those of the nodes' pools."""
-
-    resource_type = "redis"
-    library, tested = "redis", ">=4.3,<9"
-    metrics = PooledMonitor.metrics + pick(
-        "uno.redis.node.connections", "uno.redis.node.duration", "uno.redis.node.errors"
-    )
-    thresholds = _Clients.thresholds
-    module: str
-
-    def identify(self, target: Any) -> Identity:
-        places = sorted(self.endpoints(target))
-        return Identity("redis-cluster", places[0] if places else None, {"db.system.name": "redis"})
-
-    def endpoints(self, target: Any) -> list[str]:
-        return [f"{name}/0" for name in nodes_of(target)]
-
-    def stat_for(self, target: Any) -> Stat:
-        stat = stat_of(carrier_of(target))
-        stat.drain()
-        return stat
-
-    def stat(self, target: Any) -> Stat | None:
-        return super().stat(carrier_of(target))
-
-    def covers(self, target: Any) -> tuple[object, ...]:
-        nodes = [*nodes_of(target).values(), *getattr(target.nodes_manager, "startup_nodes", {}).values()]
-        nodes += [
-            node for kept in vars(target).values() if type(kept) is list for node in kept
-        ]  # as it began
-        clients = [client for node in nodes if (client := node_client(node)) is not None]
-        return (*clients, *(client.connection_pool for client in clients))
-
-    def pool_use(self, target: Any) -> PoolUse:
-        used = idle = waiting = 0.0
-        limit: float | None = 0.0
-        for node in nodes_of(target).values():
-            use = node_use(node)
-            used += use.used or 0
-            idle += use.idle or 0
-            waiting += use.waiting
-            limit = None if limit is None or use.limit is None else limit + use.limit
-        return PoolUse(used, idle, limit or None, int(waiting))
-
-    def collect_metrics(self, resource: Resource) -> None:
-        super().collect_metrics(resource)
-        update = self.update_metric
-        known = self.stat_for(resource.target).extra.get("nodes", {})
-        for name, node in nodes_of(resource.target).items():
-            use = node_use(node)
-            update("uno.redis.node.connections", use.used, {"node": name, "state": "used"})
-            update("uno.redis.node.connections", use.idle, {"node": name, "state": "idle"})
-            if name in known:
-                duration, errors = known[name]
-                update("uno.redis.node.duration", duration, {"node": name})
-                update("uno.redis.node.errors", errors, {"node": name})
-
-    def suspect(self, target: Any) -> bool:
-        """Whether a call hangs, though other nodes may answer."""
-        return super().suspect(target) or self.stat_for(target).longest_running() > STALL
-
-    def ready(self) -> bool:
-        return hasattr(sys.modules.get(self.module), "ClusterPipeline")
-
-    def hooks(self) -> tuple[Any, Any]:
-        """The hooks for a command to a node and for a pipeline."""
-        raise NotImplementedError
-
-    def install(self) -> list[Callable[[], None]]:
-        module = sys.modules[self.module]
-        command, pipeline = self.hooks()
-        hooks = [
-            (module.RedisCluster, "_execute_command", command),
-            (module.ClusterPipeline, "execute", pipeline),
-        ]
-        return [install(cls, name, wrap) for cls, name, wrap in hooks if name in vars(cls)]
-
-
-class RedisClusterClient(_Cluster):
-    """A redis-py client of a cluster: one pool for each node, told apart by the label ``node``."""
-
-    targets = ("redis.cluster.RedisCluster",)
-    ignored = ("redis.cluster.ClusterPipeline",)
-    module = "redis.cluster"
-
-    def hooks(self) -> tuple[Any, Any]:
-        return _node_command, _cluster_pipeline
-
-    def ping(self, target: Any) -> bool | None:
-        """PING on a free connection to each node that was used. None when there is none."""
-        asked = [c for n in nodes_of(target).values() if is_free(n) and (c := node_client(n)) is not None]
-        return all(client.ping() for client in asked) if asked else None
-
-
-class AsyncRedisClusterClient(_Cluster):
-    """The same for asyncio. How long connections are held is not known: commands take one for themselves."""
-
-    targets = ("redis.asyncio.cluster.RedisCluster",)
-    ignored = ("redis.asyncio.cluster.ClusterPipeline",)
-    module = "redis.asyncio.cluster"
-
-    def hooks(self) -> tuple[Any, Any]:
-        return _async_node_command, _async_cluster_pipeline
-
-    def bound_loop(self, target: Any) -> Any:
-        known = self.stat_for(target).extra.get("loop")
-        loop = known() if known is not None else None
-        return None if loop is None or loop.is_closed() else loop
-
-    async def ping(self, target: Any) -> bool | None:
-        """As above, and only on the loop that the connections belong to; None on any other."""
-        import asyncio
-
-        if self.bound_loop(target) is not asyncio.get_running_loop():
-            return None
-        asked = [node for node in nodes_of(target).values() if node._connections and is_free(node)]
-        return all([await node.execute_command("PING") for node in asked]) if asked else None
-
-
-def _node_cells(stat: Stat, node: Any) -> tuple[HistogramCell, CounterCell]:
-    nodes = stat.extra.setdefault("nodes", {})
-    cells = nodes.get(node.name)
-    if cells is None:
-        cells = nodes.setdefault(node.name, (HistogramCell(), CounterCell()))
-    return cells  # type: ignore[no-any-return]
-
-
-def _node_done(begun: Begun | None, node: Any, args: tuple[Any, ...], error: BaseException | None) -> None:
-    """A command to one node of a cluster ended."""
-    if begun is None:
-        return
-    try:
-        duration, errors = _node_cells(begun[0], node)
-        timed = args[0] not in BLOCKING or is_timed(args)
-        if error is not None:
-            _fail(begun, args, error)
-            if isinstance(error, Exception) and type(error).__name__ not in _EXPECTED:
-                errors.value += 1
-            return
-        end(begun, SLOW_SECONDS, timed=timed)
-        if timed:
-            duration.add(perf_counter() - begun[1])
-    except Exception as failure:  # noqa: BLE001 - a hook never fails the call
-        failures("RedisCluster._execute_command", failure)
-
-
-def _node_begin(cluster: Any, node: Any) -> Begun | None:
-    begun = begin(carrier_of(cluster))
-    if begun is not None:
-        with suppress(Exception):  # the pool of a node counts for the cluster
-            client = node_client(node)
-            if client is not None and hung(client.connection_pool) is not begun[0]:
-                setattr(client.connection_pool, ATTRIBUTE, begun[0])
-    return begun
-
-
 def _pool(target: Any) -> Any:
     return getattr(target, "connection_pool", target)
 
@@ -511,14 +337,6 @@ def _init(original: Any) -> Any:
     return __init__
 
 
-def _fail(begun: Begun | None, args: tuple[Any, ...], error: BaseException) -> None:
-    timed = not args or args[0] not in BLOCKING or is_timed(args)
-    if type(error).__name__ in _EXPECTED:
-        end(begun, SLOW_SECONDS, timed=timed)
-    else:
-        fail(begun, error, SLOW_SECONDS, timed=timed)
-
-
 def _only_forwards(function: Any) -> bool:
     """Whether ``execute_command`` does nothing but call ``_execute_command``, as in redis-py since 5.1."""
     code = getattr(function, "__code__", None)
@@ -554,7 +372,7 @@ def _command(original: Any) -> Any:
             result = self._execute_command(*args, **options) if forwards else original(self, *args, **options)
         except BaseException as error:
             running.pop(thread, None)
-            _fail((stat, start, name), args, error)
+            fail_command((stat, start, name), args, error)
             raise
         if args[0] in BLOCKING:
             running.pop(thread, None)
@@ -587,7 +405,7 @@ def _immediate_command(original: Any) -> Any:
         try:
             result = original(self, *args, **options)
         except BaseException as error:
-            _fail(begun, args, error)
+            fail_command(begun, args, error)
             raise
         end(begun, SLOW_SECONDS, timed=args[0] not in BLOCKING or is_timed(args))
         return result
@@ -601,7 +419,7 @@ def _async_command(original: Any) -> Any:
         try:
             result = await original(self, *args, **options)
         except BaseException as error:
-            _fail(begun, args, error)
+            fail_command(begun, args, error)
             raise
         if args[0] in GROUP_READS and begun is not None:
             learn_streams(begun[0], args)
@@ -617,65 +435,7 @@ def _pipeline(original: Any) -> Any:
         try:
             result = original(self, *args, **kwargs)
         except BaseException as error:
-            _fail(begun, (), error)
-            raise
-        end(begun, SLOW_SECONDS)
-        return result
-
-    return execute
-
-
-def _node_command(original: Any) -> Any:
-    def _execute_command(self: Any, target_node: Any, *args: Any, **kwargs: Any) -> Any:
-        begun = _node_begin(self, target_node)
-        try:
-            result = original(self, target_node, *args, **kwargs)
-        except BaseException as error:
-            _node_done(begun, target_node, args, error)
-            raise
-        _node_done(begun, target_node, args, None)
-        return result
-
-    return _execute_command
-
-
-def _async_node_command(original: Any) -> Any:
-    async def _execute_command(self: Any, target_node: Any, *args: Any, **kwargs: Any) -> Any:
-        begun = _node_begin(self, target_node)
-        if begun is not None and "loop" not in begun[0].extra:
-            _bind(begun[0])
-        try:
-            result = await original(self, target_node, *args, **kwargs)
-        except BaseException as error:
-            _node_done(begun, target_node, args, error)
-            raise
-        _node_done(begun, target_node, args, None)
-        return result
-
-    return _execute_command
-
-
-def _cluster_pipeline(original: Any) -> Any:
-    def execute(self: Any, *args: Any, **kwargs: Any) -> Any:
-        begun = begin(carrier_of(self))
-        try:
-            result = original(self, *args, **kwargs)
-        except BaseException as error:
-            _fail(begun, (), error)
-            raise
-        end(begun, SLOW_SECONDS)
-        return result
-
-    return execute
-
-
-def _async_cluster_pipeline(original: Any) -> Any:
-    async def execute(self: Any, *args: Any, **kwargs: Any) -> Any:
-        begun = begin(carrier_of(self))
-        try:
-            result = await original(self, *args, **kwargs)
-        except BaseException as error:
-            _fail(begun, (), error)
+            fail_command(begun, (), error)
             raise
         end(begun, SLOW_SECONDS)
         return result
@@ -689,7 +449,7 @@ def _async_pipeline(original: Any) -> Any:
         try:
             result = await original(self, *args, **kwargs)
         except BaseException as error:
-            _fail(begun, (), error)
+            fail_command(begun, (), error)
             raise
         end(begun, SLOW_SECONDS)
         return result
@@ -779,20 +539,13 @@ def _async_get(*, waits: bool) -> Any:
                 refused(asked, timed_out=_exhausted(asked, error))
                 raise
             if asked is not None and "loop" not in asked[0].extra:
-                _bind(asked[0])
+                bind(asked[0])
             got(asked, id(connection), _began(connection), waits=waits)
             return connection
 
         return get_connection
 
     return wrap
-
-
-def _bind(stat: Stat) -> None:
-    import asyncio
-
-    with suppress(TypeError):  # a loop without weak references
-        stat.extra["loop"] = weakref.ref(asyncio.get_running_loop())
 
 
 def _release(original: Any) -> Any:
