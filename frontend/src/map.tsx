@@ -108,10 +108,11 @@ function Edges({ graph }: { graph: Graph }): JSX.Element {
   return (
     <>
       <div class="scroll panel" tabIndex={0} role="region" aria-label="Dependencies, table"><table>
-        <thead><tr><th scope="col">From</th><th scope="col">To</th><th scope="col">Level</th><th scope="col">Seen</th><th scope="col" class="r">Rate</th><th scope="col" class="r">Calls</th><th scope="col" class="r">Errors</th></tr></thead>
+        <thead><tr><th scope="col">From</th><th scope="col">To</th><th scope="col">Level</th><th scope="col">Seen</th><th scope="col" class="r">Rate</th><th scope="col" class="r">Time each</th><th scope="col" class="r">Calls</th><th scope="col" class="r">Errors</th></tr></thead>
         <tbody>{rows.map((e) => <tr key={`${e.source}|${e.target}|${e.kind}`}>
           <td>{end(e.source)}</td><td>{end(e.target)}</td><td><LevelTag level={by.get(e.target)?.level ?? "unknown"} /></td>
           <td>{e.kind}</td><td class="r num">{e.rate == null ? DASH : quantity(e.rate, "", true)}</td>
+          <td class="r num">{e.latency == null ? DASH : quantity(e.latency, "s")}</td>
           <td class="r num">{e.calls.toLocaleString("en-US")}</td><td class="r num">{e.errors.toLocaleString("en-US")}</td>
         </tr>)}</tbody>
       </table></div>

@@ -144,5 +144,5 @@ export interface SeriesData {
 }
 
 export interface GraphNode { id: string; name: string; type: string; kind: "route" | "task" | "resource" | "server"; level: Level; endpoint: string | null }
-export interface GraphEdge { source: string; target: string; kind: "declared" | "observed"; calls: number; rate: number | null; errors: number; error_rate: number | null }
+export interface GraphEdge { source: string; target: string; kind: "declared" | "observed"; calls: number; rate: number | null; errors: number; error_rate: number | null; latency: number | null }
 export interface Graph { nodes: GraphNode[]; edges: GraphEdge[]; svg: string }

@@ -163,8 +163,8 @@ def test_who_calls_is_known(api: Watched, client: Any) -> None:
     scope.reset(token)
     stat = api.monitor.stat_of(api.resource)
     assert stat is not None
-    calls, errors = stat.callers["GET /checkout"]
-    assert (calls.value, errors.value) == (1, 0)
+    by = stat.callers["GET /checkout"]
+    assert (by.calls.value, by.errors.value, by.timed.value) == (1, 0, 1)
     assert asyncio.run(api.resource.get_statistics())["total_requests"] == 1
 
 

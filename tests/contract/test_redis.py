@@ -171,8 +171,8 @@ def test_errors_by_type_and_who_called(monitor: ResourceMonitor, client: redis.R
     said = explain(resource, "uno.resource.errors")
     assert "ResponseError" in said
     assert "secret" not in said
-    calls, errors = stat(monitor).callers["GET /cart"]
-    assert (calls.value, errors.value) == (5, 1)
+    by = stat(monitor).callers["GET /cart"]
+    assert (by.calls.value, by.errors.value, by.timed.value) == (5, 1, 5)
 
 
 # -- pools ---------------------------------------------------------------------------------------------

@@ -154,7 +154,14 @@ def test_json_has_everything_and_nothing_that_json_has_not():
         "endpoint": "db:5432/shop",
     }
     edge = {"source": "GET /orders", "target": "main-db", "kind": "observed"}
-    assert out["edges"][1] == {**edge, "calls": 120, "rate": 2.04, "errors": 3, "error_rate": None}
+    assert out["edges"][1] == {
+        **edge,
+        "calls": 120,
+        "rate": 2.04,
+        "errors": 3,
+        "error_rate": None,
+        "latency": None,
+    }
     assert out["edges"][2]["rate"] is None
     json.dumps(hostile(HOSTILE).to_dict(), allow_nan=False, ensure_ascii=False).encode("utf-8")
 
@@ -167,6 +174,9 @@ def test_what_failed_once_is_not_failing_for_ever():
         assert ("#e5484d" in graph.to_dot()) is red
     both = DependencyGraph([], [Edge("a", "b", error_rate=0.5), Edge("a", "b")])
     assert both.edges[0].error_rate == 0.5
+    slow, quick = (Edge("a", "b", rate=rate, latency=latency) for rate, latency in ((1.0, 0.4), (3.0, 0.2)))
+    assert DependencyGraph([], [slow, quick]).edges[0].latency == pytest.approx(0.25)
+    assert "250 ms each" in DependencyGraph([], [slow, quick]).to_svg()
 
 
 def test_export_creates_directories_and_replaces_whole_files(tmp_path: Path):

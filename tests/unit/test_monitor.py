@@ -864,6 +864,7 @@ def test_the_map_shows_who_calls_what(monitor: ResourceMonitor, engine: sqlalche
         for n in range(3):
             assert web.get(f"/orders/{n}").json() == n
         assert web.get("/stock").json() == "down"
+        until(lambda: latencies(monitor).get(("caller GET /orders/{id}", "main-db")))
         graph = monitor.generate_dependency_graph()
     found = {(edge.source, edge.target, edge.kind): edge for edge in graph.edges}
     nodes = {node.id: node for node in graph.nodes}
@@ -874,12 +875,21 @@ def test_the_map_shows_who_calls_what(monitor: ResourceMonitor, engine: sqlalche
     assert ("upstream", "jobs", "declared") in found
     assert nodes["not-there-yet"].type == "unknown"
     assert found["caller GET /stock", "upstream", "observed"].errors == 1
+    latency = found[route, "main-db", "observed"].latency
+    assert latency is not None
+    assert 0 < latency < 5
+    (to_server,) = [edge for edge in graph.edges if edge.source == "main-db"]
+    assert to_server.calls == 6, "all that went through the pool"
     servers = {node.name for node in graph.nodes if node.kind == "server"}
     assert any("shop.sqlite" in name for name in servers)
     assert "127.0.0.1:9" in servers
     assert "hunter2" not in json.dumps(graph.to_dict())
     pool.shutdown()
     client.close()
+
+
+def latencies(monitor: ResourceMonitor) -> dict[tuple[str, str], float | None]:
+    return {(edge.source, edge.target): edge.latency for edge in monitor.generate_dependency_graph().edges}
 
 
 def test_a_program_needs_no_loop(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import reduce
 from typing import TYPE_CHECKING
 
 from uno.core.monitoring.graph import DependencyGraph, Edge, Node
@@ -39,14 +40,16 @@ _OF_STATUS: dict[HealthStatus, Level] = {
 SERVERS = ("http_server", "opentelemetry")
 MAX_ROUTES = 64
 
-Totals = dict[tuple[str, str], tuple[float, float]]
+#: Calls, calls in vain, calls that were timed, and the seconds that these took.
+Totals = tuple[float, float, float, float]
+NONE: Totals = (0.0, 0.0, 0.0, 0.0)
 
 
 class Callers:
     """Calls by resource and caller over the last seconds, for rates."""
 
     def __init__(self) -> None:
-        self._kept: deque[tuple[float, Totals]] = deque()
+        self._kept: deque[tuple[float, dict[tuple[str, str], Totals]]] = deque()
 
     def step(
         self,
@@ -58,7 +61,7 @@ class Callers:
         """Note the totals, once a second at most."""
         if self._kept and now - self._kept[-1][0] < 1.0:
             return
-        totals: Totals = {}
+        totals: dict[tuple[str, str], Totals] = {}
         for resource in resources:
             for name, served in _totals(resource, stat_of(resource), store).items():
                 totals[resource.id, name] = served
@@ -69,33 +72,34 @@ class Callers:
     def calls(self, resource: Resource, stat: Stat | None, store: SeriesStore) -> dict[str, Calls]:
         """Who calls a resource, or by which routes it is called."""
         return {
-            name: Calls(*served, *self._rates(resource.id, name))
+            name: Calls(*served[:2], *self._present(resource.id, name))
             for name, served in _totals(resource, stat, store).items()
         }
 
-    def _rates(self, resource_id: str, caller: str) -> tuple[float | None, float | None]:
-        """Calls and errors per second over the last 10 s; None while there is no such time."""
+    def _present(self, resource_id: str, caller: str) -> list[float]:
+        """The totals of a second over the last 10 s; empty while there is no such time."""
         if len(self._kept) < 2:
-            return None, None
+            return []
         (start, before), (end, after) = self._kept[0], self._kept[-1]
-        key, none = (resource_id, caller), (0.0, 0.0)
-        calls, errors = (
-            max(0.0, b - a) / (end - start)
-            for a, b in zip(before.get(key, none), after.get(key, none), strict=True)
-        )
-        return calls, errors
+        key = (resource_id, caller)
+        pairs = zip(before.get(key, NONE), after.get(key, NONE), strict=True)
+        return [max(0.0, new - old) / (end - start) for old, new in pairs]
 
 
-def _totals(resource: Resource, stat: Stat | None, store: SeriesStore) -> dict[str, tuple[float, float]]:
+def _totals(resource: Resource, stat: Stat | None, store: SeriesStore) -> dict[str, Totals]:
     if resource.type in SERVERS:
         return requests(store, resource.id)
     callers = [] if stat is None else list(stat.callers.items())
-    return {name: (calls.value, errors.value) for name, (calls, errors) in callers if name != OWN}
+    return {
+        name: (by.calls.value, by.errors.value, by.timed.value, by.seconds.value)
+        for name, by in callers
+        if name != OWN
+    }
 
 
-def requests(store: SeriesStore, resource_id: str) -> dict[str, tuple[float, float]]:
-    """(requests, failures) of each route ("GET /orders/{id}") that a resource serves, up to the last tick."""
-    found: dict[str, tuple[float, float]] = {}
+def requests(store: SeriesStore, resource_id: str) -> dict[str, Totals]:
+    """What was asked of each route ("GET /orders/{id}") that a resource serves, up to the last tick."""
+    found: dict[str, Totals] = {}
     for series in store.select(resource_id, "http.server.request.duration"):
         labels = series.label_map
         route = labels.get("http.route")
@@ -103,9 +107,10 @@ def requests(store: SeriesStore, resource_id: str) -> dict[str, tuple[float, flo
         if route is None or count is None:
             continue
         name = f"{labels.get('http.request.method', '')} {route}"
-        calls, errors = found.get(name, (0.0, 0.0))
+        calls, errors, timed, seconds = found.get(name, NONE)
         failed = labels.get("error.type", "") not in ("", *NO_FAULT)
-        found[name] = (calls + count, errors + (count if failed else 0.0))
+        took = store.value(series, "sum") or 0.0
+        found[name] = (calls + count, errors + (count if failed else 0.0), timed + count, seconds + took)
     return found
 
 
@@ -126,26 +131,29 @@ def build_graph(monitor: ResourceMonitor) -> DependencyGraph:
         nodes[resource.id] = Node(
             resource.id, resource.name, resource.type, "resource", level, resource.endpoint or ""
         )
-        for place in _endpoints(resource):
-            server = f"server {place}"
-            nodes.setdefault(server, Node(server, place, "server", "server", "unknown", place))
-            edges.append(Edge(resource.id, server, "observed", 0, None, 0))
     for resource in monitor.manager:
         for needed in resource.depends_on:
             if needed not in nodes:
                 nodes[needed] = Node(needed, needed, "unknown", "resource", "unknown")
-            edges.append(Edge(resource.id, needed, "declared", 0, None, 0))
+            edges.append(Edge(resource.id, needed))
         called = monitor.team.calls(resource)
+        places = _endpoints(resource)
+        for place in places:
+            server = f"server {place}"
+            nodes.setdefault(server, Node(server, place, "server", "server", "unknown", place))
+            # Of several servers it is not known which one a call went to.
+            whole = reduce(Calls.plus, called.values(), Calls()) if len(places) == 1 else Calls()
+            edges.append(whole.edge(resource.id, server))
         if resource.type in SERVERS:
             busiest = sorted(called, key=lambda name: -called[name].calls)[:MAX_ROUTES]
             called = {name: called[name] for name in busiest}
-        for name, (calls, errors, rate, failing) in called.items():
+        for name, calls in called.items():
             is_task = resource.type not in SERVERS and name.startswith(("task ", "thread "))
             kind: NodeKind = "task" if is_task else "route"
             caller = f"caller {name}"
             nodes.setdefault(caller, Node(caller, name, kind, kind, "unknown"))
             ends = (resource.id, caller) if resource.type in SERVERS else (caller, resource.id)
-            edges.append(Edge(*ends, "observed", int(calls), rate, int(errors), failing))
+            edges.append(calls.edge(*ends))
     return DependencyGraph(nodes.values(), edges)
 
 

@@ -13,7 +13,7 @@ import re
 import sys
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from functools import lru_cache, partial
 from operator import sub
@@ -260,6 +260,24 @@ class Hold(NamedTuple):
 Held = tuple[Site | None, str, float]
 
 
+class Called:
+    """What one caller had done: calls, those in vain, and the seconds that those took which were timed."""
+
+    __slots__ = ("calls", "errors", "seconds", "timed")
+
+    def __init__(self) -> None:
+        self.calls = CounterCell()
+        self.errors = CounterCell()
+        self.timed = CounterCell()
+        self.seconds = CounterCell()
+
+    def took(self, calls: int, seconds: float) -> None:
+        """So many calls went on for ``seconds`` together."""
+        self.calls.value += calls
+        self.timed.value += calls
+        self.seconds.value += seconds
+
+
 class Stat:
     """What happened to one instance: times, outcomes, holders, callers. Written by hooks, read by collectors.
 
@@ -286,8 +304,8 @@ class Stat:
         self.outcomes: dict[str, CounterCell] = {}
         self.holds: dict[int, Held] = {}
         self.waiters: dict[int, Held] = {}
-        #: calls and errors by caller: the edges of the dependency map
-        self.callers: dict[str, tuple[CounterCell, CounterCell]] = {}
+        #: by caller: the edges of the dependency map
+        self.callers: dict[str, Called] = {}
         #: when operations were slow, and from where they were called; None while none was
         self.slow_calls: deque[tuple[float, Site | None]] | None = None
         #: the operations that run now, by whatever key the hook uses: when each started (perf_counter), for whom
@@ -313,14 +331,26 @@ class Stat:
             cell = self.outcomes.setdefault(name, CounterCell())
         return cell
 
-    def called(self, name: str) -> tuple[CounterCell, CounterCell]:
-        """The calls and errors of one caller; beyond 64 callers the rest share "other"."""
-        cells = self.callers.get(name)
-        if cells is None:
+    def called(self, name: str) -> Called:
+        """What one caller had done; beyond 64 callers the rest share "other"."""
+        known = self.callers.get(name)
+        if known is None:
             if len(self.callers) >= MAX_CALLERS:
                 name = "other"
-            cells = self.callers.setdefault(name, (CounterCell(), CounterCell()))
-        return cells
+            known = self.callers.setdefault(name, Called())
+        return known
+
+    def called_by(self, names: Sequence[str], seconds: Sequence[float]) -> None:
+        """So many calls that went well: for whom each was, and how long it took."""
+        counted = Counter(names)
+        if len(counted) == 1:  # nearly always
+            self.called(names[0]).took(len(names), sum(seconds))
+            return
+        took = dict.fromkeys(counted, 0.0)
+        for name, each in zip(names, seconds, strict=True):
+            took[name] += each
+        for name, calls in counted.items():
+            self.called(name).took(calls, took[name])
 
     def done(
         self,
@@ -334,13 +364,13 @@ class Stat:
         self.total.value += 1
         if name is None:
             name = caller()
-        calls, errors = self.callers.get(name) or self.called(name)
-        calls.value += 1
+        by = self.callers.get(name) or self.called(name)
+        by.took(1, seconds)
         if error is None:
             self.last_ok = monotonic()
         else:
             self.failed(error)
-            errors.value += 1
+            by.errors.value += 1
         if seconds > slow:
             self.note_slow(call_site(3))
 
@@ -378,11 +408,10 @@ class Stat:
         if not log:
             return
         ends = log[1::3]
-        self.duration.pending.extend(map(sub, ends, log[0::3]))
-        n = len(ends)
-        self.total.value += n
-        for name, calls in Counter(log[2::3]).items():
-            self.called(name)[0].value += calls
+        times = list(map(sub, ends, log[0::3]))
+        self.duration.pending.extend(times)
+        self.total.value += len(times)
+        self.called_by(log[2::3], times)
         self.last_ok = max(self.last_ok, ends[-1] if ONE_CLOCK else monotonic())
         if len(self.duration.pending) > MAX_PENDING:
             self.duration.fold()

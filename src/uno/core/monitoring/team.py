@@ -131,8 +131,8 @@ class Team:
                 },
                 {
                     str(id): {
-                        str(name): Calls(float(n), float(errors), _known(rate), _known(error_rate))
-                        for name, (n, errors, rate, error_rate) in calls.items()
+                        str(name): Calls(float(n), float(errors), *map(_known, present))
+                        for name, (n, errors, *present) in calls.items()
                     }
                     for id, calls in words.get("calls", {}).items()
                 },

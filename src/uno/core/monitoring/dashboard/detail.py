@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from uno.core.monitoring.alerts import title_of
 from uno.core.monitoring.dashboard.cards import Cards, Steps, readable, short
 from uno.core.monitoring.dashboard.web import HTTPError
-from uno.core.monitoring.dependencies import SERVERS
+from uno.core.monitoring.dependencies import MAX_ROUTES, SERVERS
 from uno.core.monitoring.names import resolve, short_names
 from uno.core.monitoring.thresholds import AlertLevel, Threshold
 
@@ -53,6 +53,8 @@ def resource(cards: Cards, id: str | None) -> Steps:
         yield
     ended = [cards.alert(a) for a in monitor.team.ended() if a.resource == found.id]
     holders = monitor.holders(found.id)
+    called = sorted(monitor.team.calls(found))  # by whom; of an application, which of its routes
+    routes, callers = (called[:MAX_ROUTES], []) if found.type in SERVERS else ([], called)
     yield
     return {
         **detail,
@@ -61,8 +63,8 @@ def resource(cards: Cards, id: str | None) -> Steps:
         "holders": [_holder(cards, h) for h in holders if not h.waiting],
         "waiters": [_holder(cards, h) for h in holders if h.waiting],
         "thresholds": _thresholds(cards, found, by_metric, levels.get(found.id, {})),
-        "depends_on": [*found.depends_on, *([found.endpoint] if found.endpoint else [])],
-        "dependents": _dependents(cards, found),
+        "depends_on": [*found.depends_on, *([found.endpoint] if found.endpoint else []), *routes],
+        "dependents": [*_dependents(cards, found), *callers],
         "health_history": [
             {"time": cards.wall(h.since), "status": h.status.value, "reason": readable(h.reason)}
             for h in monitor.health.history(found.id)
@@ -151,9 +153,7 @@ def _unit_of(threshold: Threshold, kind: str, unit: str) -> str:
 
 
 def _dependents(cards: Cards, resource: Resource) -> list[str]:
-    monitor = cards.monitor
-    found = [other.id for other in monitor.manager if resource.id in other.depends_on]
-    return found + ([] if resource.type in SERVERS else sorted(monitor.team.calls(resource)))
+    return [other.id for other in cards.monitor.manager if resource.id in other.depends_on]
 
 
 def _anomalies(cards: Cards, by_metric: dict[str, list[Series]]) -> list[dict[str, Any]]:

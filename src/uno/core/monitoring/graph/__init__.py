@@ -137,7 +137,16 @@ def _sum(a: Edge, b: Edge) -> Edge:
         rate=together(a.rate, b.rate),
         errors=a.errors + b.errors,
         error_rate=together(a.error_rate, b.error_rate),
+        latency=_mean(a, b),
     )
+
+
+def _mean(a: Edge, b: Edge) -> float | None:
+    known = [(edge.latency, edge.rate or 0.0) for edge in (a, b) if edge.latency is not None]
+    weight = sum(rate for _, rate in known)
+    if not weight:
+        return max((latency for latency, _ in known), default=None)
+    return sum(latency * rate for latency, rate in known) / weight
 
 
 def _json_safe(row: Node | Edge) -> dict[str, Any]:

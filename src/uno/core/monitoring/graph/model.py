@@ -32,7 +32,7 @@ class Node(NamedTuple):
 
 class Edge(NamedTuple):
     """`source` depends on `target`; `calls` and `errors` are all there were, `rate` and `error_rate` those of a second
-    at present, None when they are not known."""
+    at present, `latency` the mean seconds that a call takes at present; None when they are not known."""
 
     source: str
     target: str
@@ -41,6 +41,7 @@ class Edge(NamedTuple):
     rate: float | None = None
     errors: int = 0
     error_rate: float | None = None
+    latency: float | None = None
 
     @property
     def failing(self) -> bool:
@@ -49,21 +50,30 @@ class Edge(NamedTuple):
 
 
 class Calls(NamedTuple):
-    """How often one thing called another, and how often in vain; the rates are those of a second at present."""
+    """How often one thing called another, and how often in vain; what follows are those of a second at present: calls,
+    calls in vain, calls that were timed, and the seconds that these took together."""
 
     calls: float = 0.0
     errors: float = 0.0
     rate: float | None = None
     error_rate: float | None = None
+    timed_rate: float | None = None
+    busy: float | None = None
+
+    @property
+    def latency(self) -> float | None:
+        """The mean seconds that a call takes; None while none is timed."""
+        return self.busy / self.timed_rate if self.busy is not None and self.timed_rate else None
 
     def plus(self, other: Calls) -> Calls:
         """Both together; what one of them does not know is the other's."""
-        return Calls(
-            self.calls + other.calls,
-            self.errors + other.errors,
-            together(self.rate, other.rate),
-            together(self.error_rate, other.error_rate),
-        )
+        calls, errors = self.calls + other.calls, self.errors + other.errors
+        return Calls(calls, errors, *map(together, self[2:], other[2:]))
+
+    def edge(self, source: str, target: str) -> Edge:
+        """The same as an edge that was observed."""
+        numbers = int(self.calls), self.rate, int(self.errors), self.error_rate, self.latency
+        return Edge(source, target, "observed", *numbers)
 
 
 def together(a: float | None, b: float | None) -> float | None:
@@ -127,6 +137,12 @@ def _per(rate: float) -> str:
     return f"{number:.0f}{unit}" if number >= 9.95 else f"{number:.2g}{unit}"
 
 
+def _span(seconds: float) -> str:
+    """Three digits of a time, in the unit that fits."""
+    unit, name = next((u for u in ((1.0, "s"), (1e-3, "ms")) if seconds >= u[0]), (1e-6, "\u00b5s"))
+    return f"{seconds / unit:.3g} {name}"
+
+
 def known_rate(edge: Edge) -> str:
     return _per(edge.rate) if edge.rate is not None and 0 < edge.rate < math.inf else ""
 
@@ -144,4 +160,6 @@ def about_edge(edge: Edge, names: Mapping[str, str]) -> str:
         said += f", {rate}"
     if edge.calls:
         said += f", {edge.calls} calls"
+    if edge.latency is not None and edge.latency >= 0:  # no NaN
+        said += f", {_span(edge.latency)} each"
     return said + (f", {edge.errors} errors" if edge.errors else "")

@@ -102,8 +102,7 @@ class HttpStat(Stat):
             self.wait.pending.extend([0.0] * len(times))
             filled += [self.use, self.wait]
         self.total.value += len(times)
-        for name, calls in Counter(log[2::4]).items():
-            self.called(name)[0].value += calls
+        self.called_by(log[2::4], times)
         for status, answers in Counter(log[3::4]).items():
             self.answered(status).value += answers
         last = ends[-1] if ONE_CLOCK else monotonic()
@@ -366,7 +365,7 @@ def failed(sent: Sent | None, error: BaseException, host: Any, port: Any) -> Non
         if not isinstance(error, Exception):
             stat.outcome("cancelled").value += 1
             stat.total.value += 1
-            stat.called(hold[1])[0].value += 1
+            stat.called(hold[1]).calls.value += 1
             return
         stat.outcome(type(error).__name__).value += 1
         stat.done(seconds, error, hold[1])

@@ -358,7 +358,7 @@ def end(begun: Begun | None, slow: float, *, timed: bool = True) -> None:
         if not timed:
             stat.last_ok = now if ONE_CLOCK else monotonic()
             stat.total.value += 1
-            stat.called(name)[0].value += 1
+            stat.called(name).calls.value += 1
             return
         stat.wrote(start, now, name)
         if now - start > slow:
@@ -385,11 +385,11 @@ def fail(begun: Begun | None, error: BaseException, slow: float, *, timed: bool 
             stat.done(seconds, error, name, slow)
             return
         stat.total.value += 1
-        calls, errors = stat.called(name)
-        calls.value += 1
+        by = stat.called(name)
+        by.calls.value += 1
         if failed:
             stat.failed(error)
-            errors.value += 1
+            by.errors.value += 1
         elif timed:
             stat.duration.add(seconds)
     except Exception as failure:  # noqa: BLE001

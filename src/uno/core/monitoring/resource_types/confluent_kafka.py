@@ -416,7 +416,7 @@ def _produce(original: Any) -> Any:
             raise
         if not told:
             stat.outcome("sent").value += 1
-        stat.called(caller())[0].value += 1
+        stat.called(caller()).calls.value += 1
         _measured(client, self)
         return result
 
@@ -434,7 +434,7 @@ def _produce_batch(original: Any) -> Any:
             raise
         client.reports_all = False
         stat.outcome("sent").value += count
-        stat.called(caller())[0].value += count
+        stat.called(caller()).calls.value += count
         _measured(client, self)
         return count
 

@@ -192,7 +192,7 @@ def _took(limiter: Any, borrower: object, waited: float) -> None:
     if len(holds) < MAX_HOLDS:
         name = caller()
         holds[id(borrower)] = Hold(site, name, now)
-        stat.called(name)[0].value += 1
+        stat.called(name).calls.value += 1
 
 
 def _acquire(original: Any) -> Any:

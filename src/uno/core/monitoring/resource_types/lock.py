@@ -256,7 +256,7 @@ def _got(target: Any, asked: Hold | None, start: float, got: bool) -> None:
             return
         stat.wait.add(perf_counter() - start)
         stat.total.value += 1
-        stat.called(asked.caller)[0].value += 1
+        stat.called(asked.caller).calls.value += 1
         if len(stat.holds) < MAX_HOLDS:
             key = next(_keys)
             stat.holds[key] = asked._replace(since=monotonic())

@@ -324,14 +324,14 @@ def _ended(task: _Task, error: BaseException | None) -> None:
     if task.submitted is not None:
         stat.process.add(now - task.submitted)
     stat.total.value += 1
-    calls, errors = stat.called(task.caller)
-    calls.value += 1
+    by = stat.called(task.caller)
+    by.calls.value += 1
     if error is None:
         stat.last_ok = monotonic()
         stat.outcome("completed").value += 1
     else:
         stat.failed(error)
-        errors.value += 1
+        by.errors.value += 1
         stat.outcome("failed").value += 1
 
 

@@ -252,7 +252,7 @@ def _ended(begun: Begun | None, error: BaseException | None = None) -> None:
         if isinstance(error, Exception) and not getattr(error, ATTRIBUTE, False):
             error.__dict__[ATTRIBUTE] = True  # of several operations in one, the innermost counts
             stat.failed(error)
-            stat.called(name)[1].value += 1
+            stat.called(name).errors.value += 1
     except Exception as failure:  # noqa: BLE001
         failures("MongoClient._retry_internal", failure)
 

@@ -137,7 +137,7 @@ class TaskQueue(ResourceTypeMonitor):
             stat = stat_of(target)
             if _depth(target) and not consumers:
                 parts.append("nobody is waiting to take")
-            puts = sorted(((int(calls.value), who) for who, (calls, _) in stat.callers.items()), reverse=True)
+            puts = sorted(((int(by.calls.value), who) for who, by in stat.callers.items()), reverse=True)
             if puts:
                 parts.append("put by " + ", ".join(f"{who} ({n})" for n, who in puts[:3]))
             parts += [describe_holds(stat, "task"), describe_error(stat)]
@@ -180,7 +180,7 @@ def _entered(target: Any, stat: Stat) -> None:
     times = stat.extra.get("times")
     if times is not None:
         times.append(monotonic())
-    stat.called(caller())[0].value += 1
+    stat.called(caller()).calls.value += 1
 
 
 def _left(stat: Stat, depth: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable, Mapping
 from math import inf
 from operator import sub
@@ -62,11 +61,11 @@ class ThreadStat(Stat):
         if not log:
             return
         starts, ends = log[1::4], log[2::4]
+        times = list(map(sub, ends, starts))
         self.wait.pending.extend(map(sub, starts, log[0::4]))
-        self.duration.pending.extend(map(sub, ends, starts))
-        self.total.value += len(ends)
-        for name, calls in Counter(log[3::4]).items():
-            self.called(name)[0].value += calls
+        self.duration.pending.extend(times)
+        self.total.value += len(times)
+        self.called_by(log[3::4], times)
         self.last_ok = max(self.last_ok, ends[-1] if ONE_CLOCK else monotonic())
         for cell in (self.wait, self.duration):
             if len(cell.pending) > MAX_PENDING:
