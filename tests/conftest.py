@@ -34,7 +34,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture(autouse=True)
 def _none_stays(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A monitor that a failing test has left running is stopped: its hooks would fail all tests after it."""
+    """No monitor's hooks stay, for they would fail all tests after it: one that a failing test has left running is
+    stopped, and one that was ticked by hand."""
     made: weakref.WeakSet[ResourceMonitor] = weakref.WeakSet()
     original = ResourceMonitor.__init__
 
@@ -45,8 +46,8 @@ def _none_stays(request: pytest.FixtureRequest) -> Iterator[None]:
     ResourceMonitor.__init__ = init  # type: ignore[method-assign]
     yield
     ResourceMonitor.__init__ = original  # type: ignore[method-assign]
-    if request.node.stash.get(_FAILED, False):
-        for monitor in list(made):
+    for monitor in list(made):
+        if request.node.stash.get(_FAILED, False) or not monitor.running:
             monitor.stop()
 
 
