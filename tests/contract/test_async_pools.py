@@ -271,7 +271,7 @@ async def test_frozen_servers_and_lost_ones(
 
     async def all_soon(condition: Callable[[Watched], object], what: str) -> None:
         for pool, shop in shops:
-            await soon(lambda shop=shop: condition(shop), f"{pool.kind}: {what}", 6)  # type: ignore[misc]
+            await soon(lambda shop=shop: condition(shop), f"{pool.kind}: {what}", 20)  # type: ignore[misc]
 
     for pool, _ in shops:
         assert await pool.select() == (1,)
