@@ -231,7 +231,7 @@ async def test_a_frozen_and_a_killed_server(monitor: ResourceMonitor, http_serve
         await soon(lambda: is_(HealthStatus.UP), "up")
         http_server.freeze()
         hanging = asyncio.create_task(get(session, "/200"))
-        await soon(lambda: is_(HealthStatus.DEGRADED), "the request that hangs", 5)
+        await soon(lambda: is_(HealthStatus.DEGRADED), "the request that hangs", 15)
         assert "1 running: task" in api.explain("uno.http.client.oldest_request")
         http_server.thaw()
         assert await hanging == 200
@@ -239,7 +239,7 @@ async def test_a_frozen_and_a_killed_server(monitor: ResourceMonitor, http_serve
         for _ in range(3):
             with pytest.raises(aiohttp.ClientConnectionError):
                 await get(session, "/200")
-        await soon(lambda: is_(HealthStatus.DOWN), "down", 5)
+        await soon(lambda: is_(HealthStatus.DOWN), "down", 15)
         http_server.start()
         assert await get(session, "/200") == 200
-        await soon(lambda: not is_(HealthStatus.DOWN), "back", 5)
+        await soon(lambda: not is_(HealthStatus.DOWN), "back", 15)

@@ -188,7 +188,7 @@ async def test_a_frozen_server(
     await soon(lambda: status() is HealthStatus.UP, "up")
     postgresql.freeze()
     call = asyncio.create_task(pool.fetchval("SELECT 1"))
-    await soon(lambda: status() is not HealthStatus.UP, "not up soon after calls stall", 6)
+    await soon(lambda: status() is not HealthStatus.UP, "not up soon after calls stall", 15)
     assert "a call has been running for" in shop.explain("query_duration")
     assert not call.done(), "it waits as it would without uno"
     postgresql.thaw()
