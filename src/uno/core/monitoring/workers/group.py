@@ -114,13 +114,22 @@ def parent_of_workers() -> int | None:
 def siblings(root: int) -> list[int]:
     """The other living processes that ``root`` has started; none where that cannot be told."""
     found: list[int] = []
+    for pid in _children(root):
+        called = command(pid)
+        if b"multiprocessing.forkserver" in called:  # it starts them on behalf of ``root``
+            found += _children(pid)
+        elif b"multiprocessing.resource_tracker" not in called:
+            found.append(pid)
+    return [pid for pid in found if pid != os.getpid() and command(pid)]  # a zombie has no command line
+
+
+def _children(parent: int) -> list[int]:
+    found: list[int] = []
     with contextlib.suppress(OSError, ValueError):
-        for task in os.listdir(f"/proc/{root}/task"):
-            with open(f"/proc/{root}/task/{task}/children", "rb") as file:
+        for task in os.listdir(f"/proc/{parent}/task"):
+            with open(f"/proc/{parent}/task/{task}/children", "rb") as file:
                 found += map(int, file.read().split())
-    # A zombie has no command line, and multiprocessing's own helper is no worker.
-    helper = b"multiprocessing.resource_tracker"
-    return [pid for pid in found if pid != os.getpid() and helper not in (command(pid) or helper)]
+    return found
 
 
 def base_directory() -> str:
