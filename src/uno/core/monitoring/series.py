@@ -143,11 +143,11 @@ class Sampled(dict[Entry, Series]):
 class Batch:
     """What one collection of one resource gave. It is committed whole or not at all.
 
-    ``known``: numbers and shared cells of series that were found by their words in ``sampled``, which only ``reader``
-    may do; all others are in ``values`` and ``cells``.
+    ``known`` and ``shared``: numbers and cells of series that were found by their words, which only ``reader`` may do;
+    all others are in ``values`` and ``cells``.
     """
 
-    __slots__ = ("cells", "known", "reader", "resource", "sampled", "source", "values")
+    __slots__ = ("cells", "known", "reader", "resource", "sampled", "shared", "source", "values", "words")
 
     def __init__(
         self, resource: str, source: str = "", sampled: Sampled | None = None, reader: object = None
@@ -155,30 +155,31 @@ class Batch:
         self.resource = resource
         self.source = source
         self.sampled = sampled
+        self.words = None if sampled is None else sampled.words
         self.reader = None if sampled is None else reader
-        self.known: dict[Series, float | Cell] = {}
+        self.known: dict[Series, float] = {}
+        self.shared: dict[Series, Cell] = {}
         self.values: dict[Entry, float] = {}
         self.cells: dict[Entry, Cell] = {}
 
     def put_known(self, words: object, value: Any) -> bool:
         """Add what needs no look at its definition, as almost all that is read again; False: use put()."""
-        assert self.sampled is not None
         try:
-            series = self.sampled.words.get(words)
-        except TypeError:  # no label value
+            series = self.words[words]  # type: ignore[index]
+        except (KeyError, TypeError):  # new, or no label value
             return False
-        if series is None:
-            return False
+        if series.cell is value:
+            self.shared[series] = value
+            return True
         if value.__class__ is int and -_EXACT < value < _EXACT:
             value = float(value)
-        if value.__class__ is float:
-            kind = series.metric.kind
-            if kind != "gauge" and not (kind == "counter" and 0.0 <= value < inf):
-                return False
-        elif series.cell is not value:
+        if value.__class__ is not float:
             return False
-        self.known[series] = value
-        return True
+        kind = series.metric.kind
+        if kind == "gauge" or (kind == "counter" and 0.0 <= value < inf):
+            self.known[series] = value
+            return True
+        return False
 
     def learn(self, words: object, entry: Entry, labels: Mapping[str, object] | None) -> None:
         """Remember by which words a series is called; of labels that are text, for 1 and True are looked up alike."""
@@ -194,12 +195,11 @@ class Batch:
 
     def forget_known(self) -> None:
         """Have all series looked for by their definitions."""
-        for series, given in self.known.items():
-            if isinstance(given, float):
-                self.values[series.metric, series.labels] = given
-            else:
-                self.cells[series.metric, series.labels] = given
-        self.known = {}
+        for series, value in self.known.items():
+            self.values[series.metric, series.labels] = value
+        for series, cell in self.shared.items():
+            self.cells[series.metric, series.labels] = cell
+        self.known, self.shared = {}, {}
 
     def put(self, spec: Spec, value: Any, labels: Mapping[str, object] | None = None) -> Entry:
         """Add a number, or a cell to be shared. None and NaN mean unknown: the series shows a gap.
@@ -433,21 +433,17 @@ class SeriesStore:
             sampled = self._sampled.setdefault((batch.resource, batch.source), Sampled())
         if batch.sampled is not sampled:
             batch.forget_known()  # series were withdrawn meanwhile
-        known = batch.known
-        if known:
-            for key in (*batch.values, *batch.cells):  # given twice, in other words
-                again = sampled.get(key)
-                if again is not None:
-                    known.pop(again, None)
+        known, again = batch.known, batch.shared
+        for key in (*batch.values, *batch.cells) if known or again else ():
+            twice = sampled.get(key)  # given in other words too
+            if twice is not None:
+                known.pop(twice, None)
+                again.pop(twice, None)
+        for seen, cell in again.items():
+            if seen.cell is not cell:  # another source has replaced it
+                self.add(batch.resource, seen.metric, seen.labels, cell)
         found: list[tuple[Cell, float]] = []
-        present = 0
-        for seen, given in known.items():
-            if isinstance(given, float):
-                found.append((seen.cell, given))
-                continue
-            if seen.cell is not given:  # another source has replaced it
-                self.add(batch.resource, seen.metric, seen.labels, given)
-            present += 1
+        present = len(known) + len(again)
         for key, value in batch.values.items():
             series = sampled.get(key)
             if series is None:
@@ -472,19 +468,22 @@ class SeriesStore:
                 sampled[key] = series
             present += 1
         # Nothing fails from here on, so that no batch is taken by half.
-        for target, value in found:
+        for seen, value in known.items():
+            target = seen.cell
             if isinstance(target, GaugeCell):
                 target.value = value
-            elif value != value:
-                if isinstance(target, CounterCell):
-                    target.gap()
-            elif isinstance(target, CounterCell):
-                target.set_total(value)
             else:
-                target.observe(value)
+                _give(target, value)
+        for target, value in found:
+            _give(target, value)
         if len(sampled) > len(found) + present:
             for key, series in sampled.items():
-                if key not in batch.values and key not in batch.cells and series not in known:
+                if (
+                    key not in batch.values
+                    and key not in batch.cells
+                    and series not in known
+                    and series not in again
+                ):
                     _blank(series)
 
     def _is_full(self, batch: Batch, sampled: Sized) -> bool:
@@ -647,6 +646,19 @@ _PLACE = {stat: place for place, stat in enumerate(HISTOGRAM_COLUMNS)}
 _VALUE = attrgetter("value")
 _GAP = GaugeCell(nan)
 _NO_SERIES = Sampled()
+
+
+def _give(cell: Cell, value: float) -> None:
+    """Bring one number to its series."""
+    if isinstance(cell, GaugeCell):
+        cell.value = value
+    elif value != value:
+        if isinstance(cell, CounterCell):
+            cell.gap()
+    elif isinstance(cell, CounterCell):
+        cell.set_total(value)
+    else:
+        cell.observe(value)
 
 
 def _blank(series: Series) -> None:
