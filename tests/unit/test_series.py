@@ -6,7 +6,9 @@ import asyncio
 import math
 import threading
 import time
+from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -431,6 +433,99 @@ def test_a_collector_that_fails_half_way_gives_nothing() -> None:
         monitor.tick()
         assert monitor.read("shelf", "number") is None
         assert monitor.series("shelf", "number") == []
+    finally:
+        monitor.stop()
+
+
+READ = (
+    Spec("plain", "gauge"),
+    Spec("asked", "gauge", merge="max"),
+    Spec("labelled", "gauge", labels=("a",)),
+    Spec("total", "counter"),
+    Spec("totals", "counter", labels=("a",)),
+    Spec("seconds", "histogram"),
+)
+_given = st.sampled_from(
+    [None, 0, 3, 2.5, -1, math.inf, math.nan, True, Decimal("1.5"), "cell", "other cell"]
+)
+_label = st.sampled_from(["1", 1, True, "True"])
+_reading = st.dictionaries(st.tuples(st.sampled_from(READ), _label), _given, min_size=3, max_size=12)
+#: What each tick reads, None where that fails; how often; whether series are withdrawn while it does.
+_readings = st.lists(
+    st.tuples(st.one_of(st.none(), _reading, _reading), st.integers(1, 3), st.booleans()), max_size=6
+)
+
+
+class Told(ResourceTypeMonitor):
+    """Reads what the test says."""
+
+    blocking = False
+    metrics = READ
+
+    def __init__(self) -> None:
+        super().__init__(None, "told")
+        self.reading: list[tuple[Spec, object, dict[str, Any] | None]] | None = []
+        self.meanwhile: Callable[[], None] = lambda: None
+
+    def collect_metrics(self, resource: Resource) -> None:
+        for spec, number, labels in self.reading or ():
+            self.update_metric(spec.name, number, labels, at_server=spec.merge == "max")
+        self.meanwhile()
+        if self.reading is None:
+            raise RuntimeError("nothing was read")
+
+
+def withdraw(store: SeriesStore, source: str) -> None:
+    store.withdraw("db", source, lambda spec, labels: spec.name in ("labelled", "plain"))
+
+
+@settings(max_examples=50, deadline=None)
+@given(_readings)
+def test_what_is_read_again_and_again_is_what_is_read_once(readings: list[Any]) -> None:
+    """A series that is found by its words gets what it would get by its definition."""
+    monitor, plain, told = ResourceMonitor(), SeriesStore(), Told()
+    monitor.manager.register(object(), id="db", type="told")
+    monitor.register_type_monitor(told)
+    kinds = {"counter": CounterCell, "gauge": GaugeCell, "histogram": HistogramCell}
+    cells: dict[object, tuple[Any, Any]] = {}  # for the monitor, for the plain store
+    failed = False
+    try:
+        for reading, withdrawn in [(r, gone) for r, times, gone in readings for _ in range(times)]:
+            told.meanwhile = partial(withdraw, monitor.store, "Told-0") if withdrawn else lambda: None
+            if reading is None and failed:  # it would not be asked again at once
+                reading = {}
+            failed = reading is None
+            told.reading, batch, seen = (None if failed else []), Batch("db"), set()
+            for (spec, label), number in (reading or {}).items():
+                labels = {"a": label} if spec.labels else None
+                if (spec, str(label) if labels else "") in seen:
+                    continue
+                seen.add((spec, str(label) if labels else ""))
+                if isinstance(number, str):
+                    make = kinds[spec.kind]
+                    pair = cells.setdefault((spec, str(label), number), (make(), make()))
+                else:
+                    pair = number, number
+                try:
+                    batch.put(spec, pair[1], labels)
+                except MetricError:
+                    continue  # a counter that falls, for one
+                assert told.reading is not None
+                told.reading.append((spec, pair[0], labels))
+            if withdrawn:
+                withdraw(plain, "")
+            if failed:
+                plain.blank("db")
+            else:
+                plain.commit(batch)
+            monitor.tick()
+            frame = plain.tick(START)
+            assert monitor.store.frame is not None
+            columns = (
+                {(s.key, i): repr(f.values[s.column + i]) for s in store.select("db") for i in range(s.width)}
+                for store, f in ((monitor.store, monitor.store.frame), (plain, frame))
+            )
+            assert next(columns) == next(columns)
     finally:
         monitor.stop()
 

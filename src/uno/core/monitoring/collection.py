@@ -180,11 +180,12 @@ class Collection:
         take: Callable[[Batch, Any], None],
         *,
         mode: Mode,
+        reader: ResourceTypeMonitor | None = None,
     ) -> Job:
         """A job that lets ``take`` fill a batch for one resource from what ``call`` gave, awaited if need be."""
 
         def run() -> Any:
-            batch = Batch(resource.id, source)
+            batch = self._store.batch(resource.id, source, reader)
             token = current_batch.set(batch)
             try:
                 found = call()
@@ -221,7 +222,7 @@ class Collection:
             if type_monitor.blocking
             else "inline"
         )
-        return self._job(resource, source, collect, lambda batch, found: None, mode=mode)
+        return self._job(resource, source, collect, lambda batch, found: None, mode=mode, reader=type_monitor)
 
     def _custom(self, resource: Resource) -> Job:
         def take(batch: Batch, found: object) -> None:
@@ -237,9 +238,11 @@ class Collection:
 
     def _reader(self, resource: Resource, spec: Spec, read: Callable[[], Any]) -> Job:
         mode: Mode = "loop" if inspect.iscoroutinefunction(read) else "worker"
-        return self._job(
-            resource, f"read {spec.name}", read, lambda batch, found: batch.put(spec, found), mode=mode
-        )
+
+        def take(batch: Batch, found: object) -> None:
+            batch.put(spec, found)
+
+        return self._job(resource, f"read {spec.name}", read, take, mode=mode)
 
     def _pinger(self, resource: Resource) -> Job:
         driver = resource.driver
@@ -296,7 +299,7 @@ class Collection:
             if told is not None and told.failing:
                 told.failing = False
                 log.info("%s: %s answers again", resource.id, source)
-            if source == "driver":
+            if source == "driver" and self._tells(resource):
                 self._look(resource)
             return
         self._store.blank(resource.id, source)
@@ -312,6 +315,13 @@ class Collection:
             if source == "read":
                 batch.values = {key: v for key, v in batch.values.items() if key[0].name not in declared}
             self._store.withdraw(resource.id, "read", lambda spec, labels: spec.name in declared)
+
+    @staticmethod
+    def _tells(resource: Resource) -> bool:
+        """Whether a resource's type can tell from the application's own calls how it is."""
+        kind: Any = type(resource.driver)
+        base = ResourceTypeMonitor
+        return kind.suspect is not base.suspect or kind.seems_up is not base.seems_up
 
     def _look(self, resource: Resource) -> None:
         """What the application's own calls tell: a ping is due now, rather than in its turn, or there is no need of

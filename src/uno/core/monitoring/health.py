@@ -164,6 +164,7 @@ class _Record:
         "ping_ok",
         "ping_reason",
         "ping_tried",
+        "steady",
         "unused",
     )
 
@@ -179,8 +180,15 @@ class _Record:
         self.collect_tried: float | None = None
         self.collect_reason = ""
         self.levels: Mapping[str, AlertLevel] = {}
+        #: (whether the ping, whether the reading is recent) of the last judgement; None where it has to be made anew
+        self.steady: tuple[bool, bool] | None = None
         self.health = NOT_CHECKED
         self.history: deque[Health] = deque(maxlen=MAX_HISTORY)
+
+    @property
+    def checked(self) -> float | None:
+        """When an attempt to find out last ended."""
+        return max((at for at in (self.ping_tried, self.collect_tried) if at is not None), default=None)
 
 
 class HealthBook:
@@ -216,7 +224,7 @@ class HealthBook:
         is `confirmed` when the application's own calls fail or hang as well: then it needs no second one.
         """
         record = self._record(resource_id)
-        record.ping_tried, record.ping_reason = now, reason
+        record.ping_tried, record.ping_reason, record.steady = now, reason, None
         if ok is not None:
             record.ping_ok, record.ping_at = ok, now
             needed = self.failures if confirmed else 0
@@ -231,8 +239,8 @@ class HealthBook:
         record = self._record(resource_id)
         if record.ping_ok is not None:
             record.ping_at = now
-        else:
-            record.unused = unused
+        elif record.unused is not unused:
+            record.unused, record.steady = unused, None
 
     def failing(self, resource_id: str) -> bool:
         """Whether the last ping that had an answer had a bad one."""
@@ -245,6 +253,8 @@ class HealthBook:
     def record_collect(self, resource_id: str, ok: bool, reason: str, now: float) -> None:
         """A collection ended; `reason` as in `record_ping`."""
         record = self._record(resource_id)
+        if record.collect_tried is None or record.collect_reason != reason:
+            record.steady = None
         record.collect_tried, record.collect_reason = now, reason
         if ok:
             record.collect_good = now
@@ -259,7 +269,10 @@ class HealthBook:
         self._updated = now
         changes = []
         for resource_id, record in list(self._records.items()):
-            before, record.levels = record.health, levels.get(resource_id, {})
+            firing = levels.get(resource_id)
+            if not firing and not record.levels and record.steady == self._recent(record, now):
+                continue  # nothing was heard that could change it
+            before, record.levels = record.health, firing or {}
             if self._judge(record, now):
                 changes.append((resource_id, before, record.health))
         return changes
@@ -274,13 +287,13 @@ class HealthBook:
         """Whether its status has changed."""
         before = record.health
         status, reason = judge(self._evidence(record, record.levels, now), self.failures)
-        tries = [at for at in (record.ping_tried, record.collect_tried) if at is not None]
+        record.steady = self._recent(record, now)
         changed = status is not before.status
         record.health = Health(
             status=status,
             reason=reason,
             since=now if changed or before.since is None else before.since,
-            checked=max(tries, default=None),
+            checked=record.checked,
             known=reason != NO_ANSWER and (before.known or status is not HealthStatus.UNKNOWN),
         )
         if changed:
@@ -292,37 +305,43 @@ class HealthBook:
         record = self._records.get(resource_id)
         if record is None:
             return NOT_CHECKED
-        limit = self._updated
-        if (
-            limit is not None
-            and now - limit > STALE_AFTER * self.interval
-            and record.health.checked is not None
-        ):
-            return record.health._replace(
+        limit, health = self._updated, record.health
+        if health.checked is None:
+            return health
+        health = health._replace(checked=record.checked)  # a judgement that stays is not made anew
+        if limit is not None and now - limit > STALE_AFTER * self.interval:
+            return health._replace(
                 status=HealthStatus.UNKNOWN, reason="the monitor does not run", since=limit
             )
-        return record.health
+        return health
 
     def history(self, resource_id: str) -> list[Health]:
         """The last changes of a resource's status, the latest first."""
         record = self._records.get(resource_id)
         return [] if record is None else list(reversed(record.history.copy()))
 
+    def _recent(self, record: _Record, now: float) -> tuple[bool, bool]:
+        """Whether the last answer to a ping, and the last reading that went well, are still believed."""
+        interval = self.interval if record.interval is None else record.interval
+        good = record.collect_good
+        return (
+            now - record.ping_at <= STALE_AFTER * self.ping_interval,
+            good is not None and now - good <= STALE_AFTER * interval,
+        )
+
     def _record(self, resource_id: str) -> _Record:
         return self._records.get(resource_id) or self._records.setdefault(resource_id, _Record())
 
     def _evidence(self, record: _Record, levels: Mapping[str, AlertLevel], now: float) -> Evidence:
-        interval = self.interval if record.interval is None else record.interval
-        ping_stale = now - record.ping_at > STALE_AFTER * self.ping_interval
-        good = record.collect_good
+        ping_recent, collect_recent = self._recent(record, now)
         return Evidence(
             pinged=record.ping_tried is not None,
-            ping=None if ping_stale else record.ping_ok,
+            ping=record.ping_ok if ping_recent else None,
             ping_failures=record.ping_failures,
             ping_reason=record.ping_reason,
             unused=record.unused,
             collected=record.collect_tried is not None,
-            collect=good is not None and now - good <= STALE_AFTER * interval,
+            collect=collect_recent,
             collect_reason=record.collect_reason,
             levels=levels,
         )

@@ -417,6 +417,8 @@ def _next_deadline(waited_for: tuple[Job, float]) -> float:
 
 def is_awaitable(result: object) -> bool:
     """As inspect.isawaitable, which takes a hundred times as long for what is none."""
+    if result is None:
+        return False
     cls = type(result)
     return hasattr(cls, "__await__") or (cls is GeneratorType and inspect.isawaitable(result))
 

@@ -125,18 +125,83 @@ class Series:
 _EXACT = 2**53
 
 
+#: A metric with label values.
+Entry = tuple[Spec, tuple[str, ...]]
+
+
+class Sampled(dict[Entry, Series]):
+    """The series of one way of reading one resource. ``words``: the same by what update_metric was given, so that a
+    series which is read each second is found without looking at its definition."""
+
+    __slots__ = ("words",)
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.words: dict[Any, Series] = {}
+
+
 class Batch:
-    """What one collection of one resource gave. It is committed whole or not at all."""
+    """What one collection of one resource gave. It is committed whole or not at all.
 
-    __slots__ = ("cells", "resource", "source", "values")
+    ``known`` and ``shared``: numbers and cells of series that were found by their words, which only ``reader`` may do;
+    all others are in ``values`` and ``cells``.
+    """
 
-    def __init__(self, resource: str, source: str = "") -> None:
+    __slots__ = ("cells", "known", "reader", "resource", "sampled", "shared", "source", "values", "words")
+
+    def __init__(
+        self, resource: str, source: str = "", sampled: Sampled | None = None, reader: object = None
+    ) -> None:
         self.resource = resource
         self.source = source
-        self.values: dict[tuple[Spec, tuple[str, ...]], float] = {}
-        self.cells: dict[tuple[Spec, tuple[str, ...]], Cell] = {}
+        self.sampled = sampled
+        self.words = None if sampled is None else sampled.words
+        self.reader = None if sampled is None else reader
+        self.known: dict[Series, float] = {}
+        self.shared: dict[Series, Cell] = {}
+        self.values: dict[Entry, float] = {}
+        self.cells: dict[Entry, Cell] = {}
 
-    def put(self, spec: Spec, value: Any, labels: Mapping[str, object] | None = None) -> None:
+    def put_known(self, words: object, value: Any) -> bool:
+        """Add what needs no look at its definition, as almost all that is read again; False: use put()."""
+        try:
+            series = self.words[words]  # type: ignore[index]
+        except (KeyError, TypeError):  # new, or no label value
+            return False
+        if series.cell is value:
+            self.shared[series] = value
+            return True
+        if value.__class__ is int and -_EXACT < value < _EXACT:
+            value = float(value)
+        if value.__class__ is not float:
+            return False
+        kind = series.metric.kind
+        if kind == "gauge" or (kind == "counter" and 0.0 <= value < inf):
+            self.known[series] = value
+            return True
+        return False
+
+    def learn(self, words: object, entry: Entry, labels: Mapping[str, object] | None) -> None:
+        """Remember by which words a series is called; of labels that are text, for 1 and True are looked up alike."""
+        sampled = self.sampled
+        if sampled is None or len(sampled.words) >= 2 * MAX_SAMPLED:
+            return
+        if not labels or (
+            labels.__class__ is dict and all(text.__class__ is str for text in labels.values())
+        ):
+            series = sampled.get(entry)
+            if series is not None:
+                sampled.words[words] = series
+
+    def forget_known(self) -> None:
+        """Have all series looked for by their definitions."""
+        for series, value in self.known.items():
+            self.values[series.metric, series.labels] = value
+        for series, cell in self.shared.items():
+            self.cells[series.metric, series.labels] = cell
+        self.known, self.shared = {}, {}
+
+    def put(self, spec: Spec, value: Any, labels: Mapping[str, object] | None = None) -> Entry:
         """Add a number, or a cell to be shared. None and NaN mean unknown: the series shows a gap.
 
         Raises MetricError for labels that ``spec`` does not have and for values that are no numbers.
@@ -155,17 +220,18 @@ class Batch:
         if value.__class__ is not float:
             if value is None:
                 self.values[spec, key] = nan
-                return
+                return spec, key
             if value.__class__ is int and -_EXACT < value < _EXACT:
                 value = float(value)
             elif isinstance(value, (CounterCell, GaugeCell, HistogramCell)):
                 self.cells[spec, key] = value
-                return
+                return spec, key
             else:
                 value = number_of(value, repr(name))
         if kind != "gauge" and ((kind == "counter" and value < 0) or value in (inf, -inf)):
             raise MetricError(f"{name!r} is a {kind}, it cannot take {value!r}")
         self.values[spec, key] = value
+        return spec, key
 
 
 #: The batch of the resource that is being collected here; two resources read at once never mix.
@@ -192,7 +258,7 @@ class SeriesStore:
         self._used = 0  # columns of live series
         self._counting: list[bool] = []
         self._histograms: list[Series] = []
-        self._sampled: dict[tuple[str, str], dict[tuple[Spec, tuple[str, ...]], Series]] = {}
+        self._sampled: dict[tuple[str, str], Sampled] = {}
         self._kinds: dict[tuple[str, str], tuple[Kind, int]] = {}  # with how many series have the name
         self._lock = threading.RLock()
         self._by_resource: dict[str, list[Series]] = {}
@@ -313,12 +379,14 @@ class SeriesStore:
     def withdraw(self, resource: str, source: str, gone: Callable[[Spec, tuple[str, ...]], bool]) -> None:
         """Forget the series of a source that will not come again."""
         with self._lock:
-            sampled = self._sampled.get((resource, source), {})
+            sampled = self._sampled.get((resource, source), _NO_SERIES)
             leaving = [series for key, series in list(sampled.items()) if gone(*key)]
             if not leaving:
                 return
             # Replaced, never changed: a commit may be going through it.
-            self._sampled[resource, source] = {k: s for k, s in list(sampled.items()) if s not in leaving}
+            self._sampled[resource, source] = Sampled(
+                (k, s) for k, s in list(sampled.items()) if s not in leaving
+            )
             for series in leaving:
                 if series.live:
                     self._retire(series)
@@ -354,11 +422,28 @@ class SeriesStore:
 
     # -- what collectors bring -------------------------------------------------------------------------
 
+    def batch(self, resource: str, source: str, reader: object) -> Batch:
+        """An empty batch, which ``reader`` fills."""
+        return Batch(resource, source, self._sampled.get((resource, source)), reader)
+
     def commit(self, batch: Batch) -> None:
         """Take a batch whole: what it names gets its value, what it no longer names becomes a gap."""
-        sampled = self._sampled.setdefault((batch.resource, batch.source), {})
+        sampled = self._sampled.get((batch.resource, batch.source))
+        if sampled is None:
+            sampled = self._sampled.setdefault((batch.resource, batch.source), Sampled())
+        if batch.sampled is not sampled:
+            batch.forget_known()  # series were withdrawn meanwhile
+        known, again = batch.known, batch.shared
+        for key in (*batch.values, *batch.cells) if known or again else ():
+            twice = sampled.get(key)  # given in other words too
+            if twice is not None:
+                known.pop(twice, None)
+                again.pop(twice, None)
+        for seen, cell in again.items():
+            if seen.cell is not cell:  # another source has replaced it
+                self.add(batch.resource, seen.metric, seen.labels, cell)
         found: list[tuple[Cell, float]] = []
-        present = 0
+        present = len(known) + len(again)
         for key, value in batch.values.items():
             series = sampled.get(key)
             if series is None:
@@ -383,19 +468,22 @@ class SeriesStore:
                 sampled[key] = series
             present += 1
         # Nothing fails from here on, so that no batch is taken by half.
-        for target, value in found:
+        for seen, value in known.items():
+            target = seen.cell
             if isinstance(target, GaugeCell):
                 target.value = value
-            elif value != value:
-                if isinstance(target, CounterCell):
-                    target.gap()
-            elif isinstance(target, CounterCell):
-                target.set_total(value)
             else:
-                target.observe(value)
+                _give(target, value)
+        for target, value in found:
+            _give(target, value)
         if len(sampled) > len(found) + present:
             for key, series in sampled.items():
-                if key not in batch.values and key not in batch.cells:
+                if (
+                    key not in batch.values
+                    and key not in batch.cells
+                    and series not in known
+                    and series not in again
+                ):
                     _blank(series)
 
     def _is_full(self, batch: Batch, sampled: Sized) -> bool:
@@ -410,7 +498,7 @@ class SeriesStore:
 
     def blank(self, resource: str, source: str = "") -> None:
         """The resource could not be read: its sampled series show a gap until it can."""
-        for series in self._sampled.get((resource, source), {}).values():
+        for series in list(self._sampled.get((resource, source), _NO_SERIES).values()):
             _blank(series)
 
     def blank_all(self) -> None:
@@ -557,6 +645,20 @@ def select_column(series: Series, stat: str | None = None) -> Selector:
 _PLACE = {stat: place for place, stat in enumerate(HISTOGRAM_COLUMNS)}
 _VALUE = attrgetter("value")
 _GAP = GaugeCell(nan)
+_NO_SERIES = Sampled()
+
+
+def _give(cell: Cell, value: float) -> None:
+    """Bring one number to its series."""
+    if isinstance(cell, GaugeCell):
+        cell.value = value
+    elif value != value:
+        if isinstance(cell, CounterCell):
+            cell.gap()
+    elif isinstance(cell, CounterCell):
+        cell.set_total(value)
+    else:
+        cell.observe(value)
 
 
 def _blank(series: Series) -> None:

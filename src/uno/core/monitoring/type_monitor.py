@@ -149,6 +149,15 @@ class ResourceTypeMonitor:
             raise RuntimeError(
                 "update_metric works inside collect_metrics only, which says whose value it is"
             )
+        # A batch of our own, of a resource that was read before: almost all numbers are found by their words.
+        words: object = None
+        if batch.reader is self and not self.read_only:
+            if labels is None:
+                words = (name, True) if at_server else name
+            elif labels.__class__ is dict:
+                words = (name, at_server, *labels.items())
+            if batch.put_known(words, value):
+                return
         spec = self.specs.get(name)
         if spec is None:
             raise MetricError(f"{type(self).__name__} has no metric {name!r}.{near(name, self.specs)}")
@@ -156,7 +165,9 @@ class ResourceTypeMonitor:
             if spec.kind == "histogram":
                 return  # a gap; None would be one without observations
             value = None  # nobody counts
-        batch.put(spec._replace(merge="max") if at_server else spec, value, labels)
+        entry = batch.put(spec._replace(merge="max") if at_server else spec, value, labels)
+        if words is not None:
+            batch.learn(words, entry, labels)
 
     # -- what a library's monitor adds -----------------------------------------------------------------
 

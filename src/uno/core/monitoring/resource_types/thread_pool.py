@@ -122,7 +122,8 @@ class ThreadPool(ResourceTypeMonitor):
 
     def stat(self, target: Any) -> Stat:
         stat = thread_stat(target)
-        stat.drain()
+        if stat.workers or stat.log or stat.holds:
+            stat.drain()
         stat.outcome("completed").value = stat.total.value - stat.outcome("failed").value
         return stat
 
