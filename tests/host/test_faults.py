@@ -72,7 +72,7 @@ def database(driver: str, port: int) -> str:
 
 
 async def sqlalchemy_sync(port: int) -> Client:
-    engine = sa.create_engine(database("+psycopg", port), pool_size=3, max_overflow=0, pool_timeout=2)
+    engine = sa.create_engine(database("+psycopg", port), pool_size=2, max_overflow=0, pool_timeout=2)
 
     def call() -> object:
         with engine.connect() as connection:
@@ -82,7 +82,7 @@ async def sqlalchemy_sync(port: int) -> Client:
 
 
 async def sqlalchemy_async(port: int) -> Client:
-    engine = create_async_engine(database("+asyncpg", port), pool_size=3, max_overflow=0, pool_timeout=2)
+    engine = create_async_engine(database("+asyncpg", port), pool_size=2, max_overflow=0, pool_timeout=2)
 
     async def call() -> object:
         async with engine.connect() as connection:
@@ -93,7 +93,7 @@ async def sqlalchemy_async(port: int) -> Client:
 
 async def asyncpg_pool(port: int) -> Client:
     pool = await asyncpg.create_pool(
-        database("", port), min_size=1, max_size=3, command_timeout=PATIENCE, timeout=PATIENCE
+        database("", port), min_size=1, max_size=2, command_timeout=PATIENCE, timeout=PATIENCE
     )
 
     async def call() -> object:
@@ -106,7 +106,7 @@ async def asyncpg_pool(port: int) -> Client:
 
 
 async def psycopg_sync(port: int) -> Client:
-    pool = psycopg_pool.ConnectionPool(database("", port), min_size=1, max_size=3, open=False, timeout=2)
+    pool = psycopg_pool.ConnectionPool(database("", port), min_size=1, max_size=2, open=False, timeout=2)
     await threaded(lambda: pool.open(wait=True))()
 
     def call() -> object:
@@ -117,7 +117,7 @@ async def psycopg_sync(port: int) -> Client:
 
 
 async def psycopg_async(port: int) -> Client:
-    pool = psycopg_pool.AsyncConnectionPool(database("", port), min_size=1, max_size=3, open=False, timeout=2)
+    pool = psycopg_pool.AsyncConnectionPool(database("", port), min_size=1, max_size=2, open=False, timeout=2)
     await pool.open(wait=True)
 
     async def call() -> object:
@@ -128,12 +128,12 @@ async def psycopg_async(port: int) -> Client:
 
 
 async def redis_sync(port: int) -> Client:
-    client = redis.Redis(port=port, max_connections=3, **QUICK)
+    client = redis.Redis(port=port, max_connections=2, **QUICK)
     return Client(client, threaded(lambda: len(client.echo("x" * 42))), threaded(client.close))
 
 
 async def redis_async(port: int) -> Client:
-    client: Any = redis.asyncio.Redis(port=port, max_connections=3, **QUICK)
+    client: Any = redis.asyncio.Redis(port=port, max_connections=2, **QUICK)
 
     async def call() -> object:
         return len(await client.echo("x" * 42))
