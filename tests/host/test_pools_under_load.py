@@ -231,9 +231,11 @@ async def use_all(
     return dict(zip(pools, told, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_pools_that_are_emptied_resized_and_closed(
     postgresql: servers.PostgreSQL, redis_server: servers.Redis
 ) -> None:
+    """What is in use when SQLAlchemy lets go of its pool is closed by the garbage collector, which drivers warn of."""
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(32))
     plain = await use_all(postgresql, redis_server, None)
     for name, told in plain.items():
@@ -246,6 +248,7 @@ async def test_pools_that_are_emptied_resized_and_closed(
         await soon(lambda: monitor.store.frame is not frame, "the monitor goes on")
     assert failures.cell.value == failed, "a hook failed"
     assert hooked("sqlalchemy", "asyncpg", "psycopg", "redis", "concurrent") == []
+    gc.collect()
 
 
 # -- an event loop that is gone, and forks: each in a process of its own -----------------------------------------------
@@ -331,13 +334,16 @@ LOOP = """
     second = asyncio.new_event_loop()
     calls = second.run_until_complete(make(2))
     got["second"] = second.run_until_complete(outcomes(calls))
-    second.run_until_complete(asyncio.to_thread(ticks, 30))
+    second.run_until_complete(asyncio.to_thread(ticks, 3))
     got["again"] = second.run_until_complete(outcomes(calls))
     if monitor is not None:
-        for resource in monitor.manager:
-            if resource.id.endswith("-2"):
-                health = monitor.health_of(resource.id)
-                assert health.status.value == "up", (resource.id, health)
+        def up():
+            deadline = time.monotonic() + 30
+            for resource in monitor.manager:
+                while resource.id.endswith("-2") and monitor.health_of(resource.id).status.value != "up":
+                    assert time.monotonic() < deadline, (resource.id, monitor.health_of(resource.id))
+                    time.sleep(0.01)
+        second.run_until_complete(asyncio.to_thread(up))
         assert failures.cell.value == 0
         monitor.stop()
     second.close()
