@@ -81,6 +81,10 @@ FAILED = OK._replace(ping=False, ping_failures=2, ping_reason="TimeoutError")
             UNKNOWN,
             "no recent answer to a ping: loop blocked",
         ),
+        (OK._replace(hung=True), DEGRADED, "a call hangs, and no connection is free to ask the server"),
+        (OK._replace(hung=True, ping=None), UNKNOWN, "no recent answer to a ping"),
+        (OK._replace(hung=True, ping=None, levels=FULL), SATURATED, "critical: uno.resource.utilization"),
+        (FAILED._replace(hung=True), DOWN, "TimeoutError"),
         (OK._replace(collect=False, collect_reason="timeout"), DEGRADED, "numbers cannot be read: timeout"),
         (Evidence(collected=True, collect_reason="timeout"), UNKNOWN, "no recent reading: timeout"),
         (Evidence(collected=True, collect=True, unused=True), UNKNOWN, "no answer yet"),
@@ -176,6 +180,23 @@ def test_what_is_idle_or_used_up_keeps_its_last_answer():
         assert book.health("client", float(now)).status is UP
         book.update(float(now), {"client": FULL})
         assert book.health("client", float(now)).status is SATURATED
+
+
+def test_a_good_answer_grows_old_while_a_call_hangs_and_a_bad_one_stands():
+    book = HealthBook(interval=1.0, ping_interval=10.0)
+    book.record_ping("hangs", True, "", 0.0)
+    book.record_ping("down", False, "TimeoutError", 0.0, confirmed=True)
+    seen = []
+    for now in (10.0, 30.0, 40.0):
+        for name in ("hangs", "down"):
+            book.record_collect(name, True, "", now)
+            book.record_untold(name, now, hung=True)
+        book.update(now, {})
+        seen.append((book.health("hangs", now).status, book.health("down", now).status))
+    assert seen == [(DEGRADED, DOWN), (DEGRADED, DOWN), (UNKNOWN, DOWN)]
+    book.record_ping("hangs", True, "", 41.0)
+    book.update(41.0, {})
+    assert book.health("hangs", 41.0).status is UP
 
 
 def test_what_was_never_asked_is_not_up_and_not_known():

@@ -360,6 +360,12 @@ class Collection:
             return False
         return ask(driver.suspect, target, otherwise=False)
 
+    def _hangs(self, resource: Resource) -> bool:
+        driver, target = resource.driver, resource.target
+        if target is None or not isinstance(driver, ResourceTypeMonitor):
+            return False
+        return ask(driver.hangs, target, otherwise=False)
+
     def _refusal(self, resource: Resource, error: BaseException | None) -> str:
         driver = resource.driver
         if error is None or not isinstance(driver, ResourceTypeMonitor):
@@ -387,7 +393,9 @@ class Collection:
                 job.not_before = job.started + job.every
         if error is None and result is None:  # it has no way to tell
             leads_out = resource.driver is not None and resource.endpoint is not None
-            self._health.record_untold(resource.id, self._clock.now(), unused=leads_out)
+            now = self._clock.now()
+            self._health.record_untold(resource.id, now, unused=leads_out, hung=self._hangs(resource))
+            self._health.rejudge(resource.id, now)
             if leads_out and job is not None and not self._health.answered(resource.id):
                 job.not_before = min(job.not_before, job.started + RETRY)  # it may be used any moment
             return

@@ -80,6 +80,7 @@ class Health(NamedTuple):
 
 NOT_CHECKED: Final = Health(HealthStatus.UNKNOWN, "not checked yet")
 NO_ANSWER: Final = "no answer yet"
+HUNG: Final = "a call hangs, and no connection is free to ask the server"
 #: The reason of a ping that a server refused since all its connections are in use.
 OUT_OF_CONNECTIONS: Final = "out of connections"
 
@@ -91,7 +92,8 @@ class Evidence(NamedTuple):
     """All that the health of a resource is judged by.
 
     `pinged` and `collected` say whether either was tried at all; `ping` is the last answer, None while there
-    is none or it is too old; `unused` says that there never was one, since nothing has used the resource yet;
+    is none or it is too old; `unused` says that there never was one, since nothing has used the resource yet, and
+    `hung` that a call of the application hangs while no connection is free for a ping;
     `collect` is True while the last successful reading is recent.
     """
 
@@ -104,14 +106,16 @@ class Evidence(NamedTuple):
     collect_reason: str = ""
     levels: Mapping[str, AlertLevel] = {}  # worst firing level by metric
     unused: bool = False
+    hung: bool = False
 
 
 def judge(seen: Evidence, failures: int = 2) -> tuple[HealthStatus, str]:
     """The status that the evidence amounts to, and why; `failures` pings in a row have to fail for `down`.
 
     A pool that is used up makes pings fail, so a saturated resource is not called down, nor one that could not be
-    asked because it is idle or used up: its last answer stands. Without a recent ping
-    that succeeded, a resource whose numbers cannot be read is unknown; with one it is degraded.
+    asked because it is idle or used up: its last answer stands, unless a call hangs. Such a resource is degraded, for
+    the call may be slow, and unknown when the last answer is too old. Without a recent ping that succeeded, a resource
+    whose numbers cannot be read is unknown; with one it is degraded.
     """
     firing = [(level, metric) for metric, level in seen.levels.items() if level]
     full = [m for level, m in firing if level is AlertLevel.CRITICAL and is_utilization(m)]
@@ -123,6 +127,8 @@ def judge(seen: Evidence, failures: int = 2) -> tuple[HealthStatus, str]:
         return saturated if full else (HealthStatus.DOWN, seen.ping_reason or "ping failed")
     if not seen.pinged and not seen.collected:
         return HealthStatus.UNKNOWN, NOT_CHECKED.reason
+    if full and seen.hung:
+        return saturated
     if seen.pinged and seen.ping is None:
         return HealthStatus.UNKNOWN, _because("no recent answer to a ping", seen.ping_reason)
     if seen.collected and not seen.collect and not seen.pinged:
@@ -131,6 +137,8 @@ def judge(seen: Evidence, failures: int = 2) -> tuple[HealthStatus, str]:
         return saturated
     if seen.ping is False:
         return HealthStatus.DEGRADED, _because("a ping failed", seen.ping_reason)
+    if seen.hung:
+        return HealthStatus.DEGRADED, HUNG
     if firing:
         level, metric = max(firing)
         return HealthStatus.DEGRADED, f"{level.label}: {metric}"
@@ -157,6 +165,7 @@ class _Record:
         "collect_tried",
         "health",
         "history",
+        "hung",
         "interval",
         "levels",
         "ping_at",
@@ -175,7 +184,7 @@ class _Record:
         self.ping_tried: float | None = None
         self.ping_failures = 0
         self.ping_reason = ""
-        self.unused = False
+        self.unused = self.hung = False
         self.collect_good: float | None = None  # last success
         self.collect_tried: float | None = None
         self.collect_reason = ""
@@ -229,18 +238,24 @@ class HealthBook:
             record.ping_ok, record.ping_at = ok, now
             needed = self.failures if confirmed else 0
             record.ping_failures = 0 if ok else max(record.ping_failures + 1, needed)
-            record.unused = False
+            record.unused = record.hung = False
 
-    def record_untold(self, resource_id: str, now: float, *, unused: bool = False) -> None:
+    def record_untold(
+        self, resource_id: str, now: float, *, unused: bool = False, hung: bool = False
+    ) -> None:
         """A ping found no way to ask (nothing uses the resource, or all of it is used): the last answer stands.
 
-        `unused`: where there never was an answer, none can be inferred either.
+        `unused`: where there never was an answer, none can be inferred either. `hung`: a call of the application
+        hangs, so that a good answer grows old.
         """
         record = self._record(resource_id)
-        if record.ping_ok is not None:
+        if (record.hung, record.unused) != (hung, unused):
+            record.steady = None
+        record.hung = hung
+        if record.ping_ok is None:
+            record.unused = unused
+        elif not (hung and record.ping_ok):
             record.ping_at = now
-        elif record.unused is not unused:
-            record.unused, record.steady = unused, None
 
     def failing(self, resource_id: str) -> bool:
         """Whether the last ping that had an answer had a bad one."""
@@ -340,6 +355,7 @@ class HealthBook:
             ping_failures=record.ping_failures,
             ping_reason=record.ping_reason,
             unused=record.unused,
+            hung=record.hung,
             collected=record.collect_tried is not None,
             collect=collect_recent,
             collect_reason=record.collect_reason,

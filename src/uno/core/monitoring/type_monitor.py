@@ -231,6 +231,11 @@ class ResourceTypeMonitor:
         """Whether calls of the application fail or hang at present, so that a ping is due now. Reads memory only."""
         return False
 
+    def hangs(self, target: Any) -> bool:
+        """Whether a call of the application has been running for more than a second, and none has gone well since it
+        began: what a ping told before is not to be relied on. Reads memory only."""
+        return False
+
     def covers(self, target: Any) -> tuple[object, ...]:
         """Objects inside ``target`` that are not resources of their own, since ``target`` stands for them."""
         return ()

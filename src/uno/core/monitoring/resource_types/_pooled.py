@@ -102,6 +102,11 @@ _REFUSALS = {
 }
 
 
+def leaves_one(used: float, limit: float | None) -> bool:
+    """Whether a ping may have a slot: while some are in use it leaves one free, for it may hang for long."""
+    return limit is None or limit - used >= (2 if used else 1)
+
+
 def refusal_of(error: BaseException) -> str:
     """Why a server refused a connection; "" where it is not one of the few known reasons."""
     seen: BaseException | None = error
@@ -289,6 +294,11 @@ class PooledMonitor(ResourceTypeMonitor):
         hangs = running > DOUBT and now - stat.last_ok > running
         return hangs or (stat.last_error > stat.last_ok and now - stat.last_error < FAILED)
 
+    def hangs(self, target: Any) -> bool:
+        stat = self.stat_for(target)
+        running = stat.longest_running()
+        return running > STALL and monotonic() - stat.last_ok > running
+
     def seems_up(self, target: Any) -> bool:
         """Whether a call has succeeded lately and none hangs: then a ping would tell nothing new."""
         stat = self.stat_for(target)
@@ -304,7 +314,7 @@ class PooledMonitor(ResourceTypeMonitor):
     def has_free_slot(self, target: Any) -> bool:
         """Whether a ping takes no connection from the application, and opens none without need."""
         used, _, limit, waiting = self.pool_use(target)
-        return not waiting and (used is None or limit is None or used < limit) and self.is_worth_one(target)
+        return not waiting and leaves_one(used or 0, limit) and self.is_worth_one(target)
 
     def is_worth_one(self, target: Any) -> bool:
         """Whether a ping may open a connection, where all that there are are out: there is reason to doubt."""

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from uno.core.monitoring.instrumentation import Stat, failures, hung, stat_of
-from uno.core.monitoring.resource_types._pooled import Begun, PoolUse, end, fail
+from uno.core.monitoring.resource_types._pooled import Begun, PoolUse, end, fail, leaves_one
 from uno.core.monitoring.resource_types._server import ServerConnections
 from uno.core.monitoring.thresholds import Threshold
 
@@ -73,7 +73,7 @@ def node_use(node: Any) -> PoolUse:
 
 def is_free(node: Any) -> bool:
     use = node_use(node)
-    return use.limit is None or (use.used or 0) < use.limit
+    return leaves_one(use.used or 0, use.limit)
 
 
 def text_of(name: Any) -> str:

@@ -42,6 +42,7 @@ from uno.core.monitoring.resource_types._pooled import (
     connected,
     gave_back,
     handed,
+    leaves_one,
     note_slow,
     refused,
     server_identity,
@@ -115,7 +116,10 @@ class PymongoClient(PooledMonitor):
         return max(shares) if shares else super().utilization(target, used, limit)
 
     def has_free_slot(self, target: Any) -> bool:
-        free = all(not _waiting(pool) and pool.active_sockets < pool.max_pool_size for pool in _pools(target))
+        free = all(
+            not _waiting(pool) and leaves_one(pool.active_sockets, pool.max_pool_size)
+            for pool in _pools(target)
+        )
         return free and self.is_worth_one(target)
 
     def ready(self) -> bool:
