@@ -109,8 +109,10 @@ async def test_threads_of_endpoints() -> None:
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             calls = [asyncio.create_task(client.get("/slow")) for _ in range(3)]
-            id = "limiter-threads"
-            await soon(lambda: id in monitor.manager, "the limiter")
+            limiter = anyio.to_thread.current_default_thread_limiter()
+            await soon(lambda: any(r.target is limiter for r in monitor.manager), "the limiter")
+            (id,) = (r.id for r in monitor.manager if r.target is limiter)
+            assert id.startswith("limiter-threads")
             await soon(lambda: monitor.read(id, "borrowed", {"state": "borrowed"}) == 3, "three threads")
             assert monitor.read(id, "limiter.token.max") == 40
             resource = monitor.manager.get(id)

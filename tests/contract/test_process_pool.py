@@ -150,7 +150,7 @@ def test_a_cancelled_task_leaves_the_line(monitor: ResourceMonitor, tmp_path: Pa
             task.result()
         it.until(1, "tasks", "total", outcome="cancelled")
         it.until(4, "tasks", "total", outcome="completed")
-        assert it.sites() == it.sites(waiting=True) == {}
+        wait_until(lambda: it.sites() == it.sites(waiting=True) == {}, 10, "nobody in line")
 
 
 def test_a_killed_process_breaks_the_pool_as_without_us(monitor: ResourceMonitor) -> None:
