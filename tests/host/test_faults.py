@@ -379,6 +379,8 @@ async def test_the_application_gets_the_same(all_servers: Servers) -> None:
     await soon(lambda: kept() <= kept_anyway, "nothing is kept that would not be kept without")
     assert failures.cell.value == failed, "a hook failed"
     assert hooked("sqlalchemy", "asyncpg", "psycopg", "redis", "http") == []
-    await soon(lambda: not [t for t in threading.enumerate() if t.name.startswith("uno")], "a hung ping ends too")
+    await soon(
+        lambda: not [t for t in threading.enumerate() if t.name.startswith("uno")], "a hung ping ends too"
+    )
     assert not [task for task in asyncio.all_tasks() if task.get_name() == "uno"]
     await soon(lambda: (gc.collect(), sockets() <= opened)[1], "no connection more than before")

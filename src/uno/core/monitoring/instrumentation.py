@@ -278,6 +278,10 @@ class Called:
         self.seconds.value += seconds
 
 
+#: Those that a forked child takes over.
+_STATS: weakref.WeakSet[Stat] = weakref.WeakSet()
+
+
 class Stat:
     """What happened to one instance: times, outcomes, holders, callers. Written by hooks, read by collectors.
 
@@ -321,6 +325,11 @@ class Stat:
         self.last_error_kind = ""
         #: what one resource type needs beyond this
         self.extra: dict[str, Any] = {}
+        _STATS.add(self)
+
+    def forget_parent(self) -> None:
+        """In a forked child: who held, waited and ran was in threads that are not here."""
+        self.holds, self.waiters, self.running, self.active = {}, {}, {}, 0
 
     def outcome(self, name: str) -> CounterCell:
         """The counter of one outcome; there are few."""
@@ -777,6 +786,8 @@ def _after_fork() -> None:
     global _hanging
     _hanging = RLock()
     failures.reinit_after_fork()
+    for stat in list(_STATS):
+        stat.forget_parent()
 
 
 if hasattr(os, "register_at_fork"):

@@ -53,6 +53,10 @@ class ThreadStat(Stat):
         super().__init__()
         self.workers: dict[int, ref[_Worker]] = {}
 
+    def forget_parent(self) -> None:
+        super().forget_parent()
+        self.workers = {}
+
     def drain(self) -> None:
         """Of each task in ``log``: when it was submitted, started and ended, and for whom."""
         workers = [worker for known in list(self.workers.values()) if (worker := known()) is not None]
