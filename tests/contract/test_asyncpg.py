@@ -184,7 +184,10 @@ async def test_a_frozen_server(
     def status() -> HealthStatus:
         return monitor.health_of("it").status
 
-    await pool.fetchval("SELECT 1")
+    both = (
+        pool.fetchval("SELECT pg_sleep(0.1)") for _ in range(2)
+    )  # a ping may have the one, the call has the other
+    await asyncio.gather(*both)
     await soon(lambda: status() is HealthStatus.UP, "up")
     postgresql.freeze()
     call = asyncio.create_task(pool.fetchval("SELECT 1"))
