@@ -47,6 +47,20 @@ def python(program: str) -> str:
     return done.stdout
 
 
+def yardstick() -> float:
+    """The seconds of a thing that no change of ours moves: a counter of prometheus_client counts. What is measured in
+    times rather than ratios is read beside it, for a machine may be twice as slow as an hour ago."""
+    from prometheus_client import CollectorRegistry, Counter
+
+    count = Counter("yardstick", "", registry=CollectorRegistry()).inc
+
+    def calls() -> None:
+        for _ in range(20_000):
+            count()
+
+    return cpu(calls, rounds=9) / 20_000
+
+
 def line(what: str, figure: str, limit: str = "", peer: str = "") -> None:
     """One line of the table."""
     print(f"{what:<58} {figure:>12}   {limit:<12} {peer}")

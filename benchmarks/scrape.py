@@ -15,7 +15,6 @@ from prometheus_client import Histogram as TheirHistogram
 from prometheus_client.openmetrics.exposition import generate_latest as their_openmetrics
 
 from benchmarks._measure import interleaved, line
-from uno.core.monitoring import metrics
 from uno.core.monitoring.integration import RoutedExporter, setup_prometheus_exporter
 from uno.core.monitoring.resources import Counter, Histogram, ResourceMonitor
 
@@ -28,7 +27,6 @@ PROTOBUF = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFam
 
 def run() -> None:
     """Counters, histograms, the event loop, hung resources."""
-    metrics.MAX_CHILDREN = max(metrics.MAX_CHILDREN, COUNTERS + 1)
     _counters()
     _histograms()
     _hung()
@@ -66,7 +64,9 @@ def _counters() -> None:
     monitor = Still()
     monitor.manager.register(object(), id="shop")
     registry = CollectorRegistry()
-    counter = monitor.add_metric("shop", Counter("orders_total", "Orders", ["method", "route", "status"]))
+    counter = monitor.add_metric(
+        "shop", Counter("orders_total", "Orders", ["method", "route", "status"], max_children=COUNTERS)
+    )
     theirs = TheirCounter("orders", "Orders", ["resource", "method", "route", "status"], registry=registry)
     labels = [("GET", f"/items/{n}", str(200 + n % 300)) for n in range(COUNTERS)]
     cells = [counter.labels(*one) for one in labels]
@@ -175,7 +175,8 @@ def _histograms() -> None:
     monitor.manager.register(object(), id="shop")
     registry = CollectorRegistry()
     histogram = monitor.add_metric(
-        "shop", Histogram("wait_seconds", "Waiting", ["route"], unit="s", buckets=BUCKETS)
+        "shop",
+        Histogram("wait_seconds", "Waiting", ["route"], unit="s", buckets=BUCKETS, max_children=HISTOGRAMS),
     )
     theirs = TheirHistogram(
         "wait_seconds", "Waiting", ["resource", "route"], registry=registry, buckets=BUCKETS

@@ -178,8 +178,9 @@ def meets_contract(
     ``make()`` gives a new object of the library, ``use(object)`` does with it what applications do and returns a result
     to compare, ``secret`` is a password that the object knows, ``may_lack`` are declared metrics that have no
     series in this test. Checked are: the object is recognised, and found unless only names are looked at; every
-    declared metric is there; the application gets the same result with uno and without; words and numbers hold no
-    secret; no hook fails; hooks come off, whole, twice; what the application drops is not kept alive.
+    declared metric is there; what a type leaves unread at rest is what it would read; the application gets the same
+    result with uno and without; words and numbers hold no secret; no hook fails; hooks come off, whole, twice; what the
+    application drops is not kept alive.
     """
     plain_target = make()
     plain = use(plain_target) if use is not id else None
@@ -199,12 +200,41 @@ def meets_contract(
                 "a series for every declared metric",
             )
             assert not secret or secret not in everything_said(monitor), "the secret is said"
+            _rests_truly(watched)
             monitor.manager.unregister(watched.resource)
             del watched, target
             if not kind.only_named:
                 dies(monitor, make, kind.resource_type)
         left = [name for name, kept in _classes(kind).items() if before.get(name, kept) != kept]
         assert not left, f"hooks were left on {', '.join(left)}"
+
+
+def _rests_truly(watched: Watched) -> None:
+    """What was left as it is, since the type says that it is at rest, is what a collection gives."""
+    monitor, resource, driver = watched.monitor, watched.resource, watched.driver
+
+    def gauges() -> dict[tuple[str, ...], Any]:
+        return {
+            (one.metric, *one.labels.values()): one.stats["value"]
+            for one in monitor.series(resource.id)
+            if one.kind == "gauge"
+        }
+
+    def two_ticks() -> None:
+        for _ in range(2):
+            frame = monitor.store.frame
+            wait_until(lambda seen=frame: monitor.store.frame is not seen, 10, "a tick")  # type: ignore[misc]
+
+    rest = driver.at_rest(resource.target)
+    if rest is None:
+        return
+    two_ticks()
+    left = gauges()
+    monitor.store.blank(resource.id, "driver")
+    two_ticks()
+    read = gauges()
+    if driver.at_rest(resource.target) == rest:
+        assert left == read, f"at rest, and yet: {dict(set(read.items()) - set(left.items()))}"
 
 
 def _classes(kind: type[ResourceTypeMonitor]) -> dict[str, dict[str, Any]]:

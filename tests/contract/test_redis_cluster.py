@@ -121,7 +121,7 @@ def test_a_frozen_and_a_killed_node(
     thread = threading.Thread(target=lambda: got.append(client.get(key)), name="shop-1", daemon=True)
     thread.start()
     wait_until(lambda: not is_(HealthStatus.UP), 6, "a command that hangs")
-    assert "a call has been running" in api.explain()
+    wait_until(lambda: "a call has been running" in api.explain(), 5, "said")
     node.thaw()
     thread.join(10)
     assert got == [key.removeprefix("key-").encode()]

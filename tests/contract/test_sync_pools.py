@@ -313,7 +313,7 @@ def test_a_frozen_server_and_a_lost_one(
     thread = threading.Thread(target=lambda: answers.append(pool.select()))
     thread.start()
     wait_until(lambda: status(shop) is not HealthStatus.UP, 6, "not up soon after calls stall")
-    assert "a call has been running for" in shop.explain("query_duration")
+    wait_until(lambda: "a call has been running for" in shop.explain("query_duration"), 5, "said")
     assert answers == []
     postgresql.thaw()
     thread.join()

@@ -39,7 +39,8 @@ from uno.core.monitoring.resources import (
     Threshold,
     UnknownMetricError,
 )
-from uno.core.resources import UnknownResourceError
+from uno.core.resources import Resource, UnknownResourceError
+from uno.testing import wait_until
 
 
 class Shop:
@@ -417,6 +418,87 @@ class Interleaved(ResourceTypeMonitor):
 class Pump:
     def __init__(self, total: float) -> None:
         self.total = total
+
+
+class Valve(ResourceTypeMonitor):
+    """Tells that nothing changes while its valve is shut."""
+
+    resource_type = "valve"
+    blocking = False
+
+    def setup_metrics(self) -> None:
+        self.add_metric("flow")
+        self.read = 0
+
+    def at_rest(self, target: Any) -> object:
+        return None if target.open else target.flow
+
+    def collect_metrics(self, resource: Resource) -> None:
+        self.read += 1
+        if resource.target.broken:
+            raise OSError
+        self.update_metric("flow", resource.target.flow)
+
+
+class Leaky(Valve):
+    """Reads more than what its base knows to be at rest."""
+
+    def collect_metrics(self, resource: Resource) -> None:
+        super().collect_metrics(resource)
+
+
+class Water:
+    open = broken = False
+    flow = 1
+
+
+def valve(monitor: ResourceMonitor, kind: type[Valve]) -> tuple[Valve, Water]:
+    watch, water = kind(), Water()
+    monitor.register_type_monitor(watch)
+    monitor.manager.register(water, id="valve", type="valve")
+    return watch, water
+
+
+def test_what_is_at_rest_is_not_read_again(monitor: ResourceMonitor) -> None:
+    watch, water = valve(monitor, Valve)
+    for _ in range(5):
+        monitor.tick()
+    assert (watch.read, monitor.read("valve", "flow")) == (1, 1)
+    water.flow = 2
+    monitor.tick()
+    assert (watch.read, monitor.read("valve", "flow")) == (2, 2)
+    water.open = True
+    for _ in range(3):
+        monitor.tick()
+    assert watch.read == 5
+    water.open = False
+    for _ in range(1 + 9 + 1):  # it is read once, left alone, and looked at all the same in the end
+        monitor.tick()
+    assert watch.read == 7
+
+
+def test_a_gap_ends_though_all_is_at_rest(monitor: ResourceMonitor) -> None:
+    _, water = valve(monitor, Valve)
+    monitor.start()
+    wait_until(lambda: monitor.read("valve", "flow") == 1, 5)
+    monitor.stop()
+    assert monitor.read("valve", "flow") is None
+    monitor.start()
+    wait_until(lambda: monitor.read("valve", "flow") == 1, 5)
+    monitor.stop()
+    water.broken = water.open = True
+    monitor.tick()
+    assert monitor.read("valve", "flow") is None
+    water.broken = water.open = False
+    monitor.start()
+    wait_until(lambda: monitor.read("valve", "flow") == 1, 10)
+
+
+def test_a_collection_of_its_own_is_made_whatever_its_base_says(monitor: ResourceMonitor) -> None:
+    watch, _ = valve(monitor, Leaky)
+    for _ in range(5):
+        monitor.tick()
+    assert watch.read == 5
 
 
 def test_two_resources_read_at_once_never_mix(monitor: ResourceMonitor) -> None:

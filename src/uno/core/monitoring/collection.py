@@ -61,6 +61,21 @@ class _Told:
         return True
 
 
+def _tells(kind: type[ResourceTypeMonitor]) -> bool:
+    """Whether a type can tell from the application's own calls how a resource is."""
+    base = ResourceTypeMonitor
+    return kind.suspect is not base.suspect or kind.seems_up is not base.seems_up
+
+
+def _tells_rest(type_monitor: ResourceTypeMonitor) -> bool:
+    """Whether a type knows when its collection would give the same again: what it inherits of that says nothing of a
+    collection of its own."""
+    mro = type(type_monitor).__mro__
+    rest = next(cls for cls in mro if "at_rest" in vars(cls))
+    collection = next(cls for cls in mro if "collect_metrics" in vars(cls))
+    return issubclass(rest, collection) and rest is not ResourceTypeMonitor
+
+
 class Collection:
     """The jobs of all resources."""
 
@@ -222,7 +237,24 @@ class Collection:
             if type_monitor.blocking
             else "inline"
         )
-        return self._job(resource, source, collect, lambda batch, found: None, mode=mode, reader=type_monitor)
+        job = self._job(resource, source, collect, lambda batch, found: None, mode=mode, reader=type_monitor)
+        if mode == "inline" and _tells_rest(type_monitor):
+            job.run = partial(self._unless_at_rest, resource, source, type_monitor, job.run)
+        return job
+
+    def _unless_at_rest(
+        self, resource: Resource, source: str, type_monitor: ResourceTypeMonitor, collect: Callable[[], Any]
+    ) -> Batch | None:
+        """What ``collect`` gives; None when the type tells that it would be what there is already."""
+        target = resource.target
+        rest = None if target is None else ask(type_monitor.at_rest, target, otherwise=None)
+        if rest is not None:
+            rest = rest, type_monitor.read_only
+            if self._store.rests(resource.id, source, rest):
+                return None
+        batch: Batch = collect()
+        batch.rest = rest
+        return batch
 
     def _custom(self, resource: Resource) -> Job:
         def take(batch: Batch, found: object) -> None:
@@ -285,8 +317,15 @@ class Collection:
             return
         if error is not None and resource.discovered and resource.target is None:  # dropped while it was read
             return
+        driver = resource.driver
+        looks = source == "driver" and isinstance(driver, ResourceTypeMonitor) and _tells(type(driver))
+        if error is None and batch is None:  # at rest: all is as it was
+            self._health.record_collect(resource.id, True, "", self._clock.now())
+            if looks:
+                self._look(resource)
+            return
         if error is None:
-            if resource.driver is None:
+            if driver is None:
                 self._give_way(resource, source, batch)
             try:
                 self._store.commit(batch)
@@ -299,7 +338,7 @@ class Collection:
             if told is not None and told.failing:
                 told.failing = False
                 log.info("%s: %s answers again", resource.id, source)
-            if source == "driver" and self._tells(resource):
+            if looks:
                 self._look(resource)
             return
         self._store.blank(resource.id, source)
@@ -315,13 +354,6 @@ class Collection:
             if source == "read":
                 batch.values = {key: v for key, v in batch.values.items() if key[0].name not in declared}
             self._store.withdraw(resource.id, "read", lambda spec, labels: spec.name in declared)
-
-    @staticmethod
-    def _tells(resource: Resource) -> bool:
-        """Whether a resource's type can tell from the application's own calls how it is."""
-        kind: Any = type(resource.driver)
-        base = ResourceTypeMonitor
-        return kind.suspect is not base.suspect or kind.seems_up is not base.seems_up
 
     def _look(self, resource: Resource) -> None:
         """What the application's own calls tell: a ping is due now, rather than in its turn, or there is no need of

@@ -40,6 +40,8 @@ log = logging.getLogger("uno.series")
 MAX_SERIES = 50_000
 #: of one way of reading one resource: names and labels that never end are cut off here
 MAX_SAMPLED = 1_000
+#: of a resource at rest the values are left as they are for so long
+REST_TICKS = 9
 HISTOGRAM_COLUMNS = ("count", "sum", "mean", "p95", "max")
 STATS: dict[str, tuple[str, ...]] = {
     "gauge": ("value",),
@@ -131,13 +133,16 @@ Entry = tuple[Spec, tuple[str, ...]]
 
 class Sampled(dict[Entry, Series]):
     """The series of one way of reading one resource. ``words``: the same by what update_metric was given, so that a
-    series which is read each second is found without looking at its definition."""
+    series which is read each second is found without looking at its definition. ``rest``: what the values are of, see
+    :meth:`ResourceTypeMonitor.at_rest`; ``rested``: for how many ticks they have been left as they are."""
 
-    __slots__ = ("words",)
+    __slots__ = ("rest", "rested", "words")
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.words: dict[Any, Series] = {}
+        self.rest: object = None
+        self.rested = 0
 
 
 class Batch:
@@ -147,7 +152,18 @@ class Batch:
     all others are in ``values`` and ``cells``.
     """
 
-    __slots__ = ("cells", "known", "reader", "resource", "sampled", "shared", "source", "values", "words")
+    __slots__ = (
+        "cells",
+        "known",
+        "reader",
+        "resource",
+        "rest",
+        "sampled",
+        "shared",
+        "source",
+        "values",
+        "words",
+    )
 
     def __init__(
         self, resource: str, source: str = "", sampled: Sampled | None = None, reader: object = None
@@ -157,6 +173,7 @@ class Batch:
         self.sampled = sampled
         self.words = None if sampled is None else sampled.words
         self.reader = None if sampled is None else reader
+        self.rest: object = None
         self.known: dict[Series, float] = {}
         self.shared: dict[Series, Cell] = {}
         self.values: dict[Entry, float] = {}
@@ -426,6 +443,15 @@ class SeriesStore:
         """An empty batch, which ``reader`` fills."""
         return Batch(resource, source, self._sampled.get((resource, source)), reader)
 
+    def rests(self, resource: str, source: str, rest: object) -> bool:
+        """Whether the values of a source are of ``rest`` already. After REST_TICKS times they are read again, lest
+        what a type has overlooked stays for good."""
+        sampled = self._sampled.get((resource, source))
+        if sampled is None or sampled.rest is None or sampled.rest != rest or sampled.rested >= REST_TICKS:
+            return False
+        sampled.rested += 1
+        return True
+
     def commit(self, batch: Batch) -> None:
         """Take a batch whole: what it names gets its value, what it no longer names becomes a gap."""
         sampled = self._sampled.get((batch.resource, batch.source))
@@ -468,6 +494,7 @@ class SeriesStore:
                 sampled[key] = series
             present += 1
         # Nothing fails from here on, so that no batch is taken by half.
+        sampled.rest, sampled.rested = batch.rest, 0
         for seen, value in known.items():
             target = seen.cell
             if isinstance(target, GaugeCell):
@@ -498,7 +525,9 @@ class SeriesStore:
 
     def blank(self, resource: str, source: str = "") -> None:
         """The resource could not be read: its sampled series show a gap until it can."""
-        for series in list(self._sampled.get((resource, source), _NO_SERIES).values()):
+        sampled = self._sampled.get((resource, source), _NO_SERIES)
+        sampled.rest = None
+        for series in list(sampled.values()):
             _blank(series)
 
     def blank_all(self) -> None:

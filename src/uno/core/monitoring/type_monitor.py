@@ -134,6 +134,15 @@ class ResourceTypeMonitor:
         """
         raise NotImplementedError(f"{type(self).__name__} does not define collect_metrics(resource)")
 
+    def at_rest(self, target: Any) -> object:
+        """What stays equal for as long as :meth:`collect_metrics` would give the same numbers: then it is left out.
+
+        None, the default: they may differ each time. Cells are shared, so what they count makes no difference.
+
+        Reads memory only. Counts for the collection of the same class, not for one that a subclass defines.
+        """
+        return None
+
     def update_metric(
         self, name: str, value: Any, labels: Mapping[str, object] | None = None, *, at_server: bool = False
     ) -> None:

@@ -207,6 +207,13 @@ class HttpMonitor(ResourceTypeMonitor):
     def attach(self, target: Any) -> None:
         self.stat_for(target)
 
+    def at_rest(self, target: Any) -> object:
+        stat = self.stat_for(target)
+        if stat.running or not stat.marks or stat.marks[0][1] != stat.total.value:
+            return None
+        use = self.pool_use(target)
+        return None if stat.holds or stat.waiters else (use, len(stat.outcomes))
+
     def collect_metrics(self, resource: Resource) -> None:
         target = resource.target
         stat = self.stat_for(target)

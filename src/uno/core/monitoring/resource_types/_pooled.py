@@ -173,6 +173,12 @@ class PooledMonitor(ResourceTypeMonitor):
     def attach(self, target: Any) -> None:
         self.stat_for(target)
 
+    def at_rest(self, target: Any) -> object:
+        stat = self.stat_for(target)
+        if stat.holds or stat.waiters or stat.running:
+            return None
+        return self.pool_use(target), self.at_server(stat)
+
     def collect_metrics(self, resource: Resource) -> None:
         target = resource.target
         stat = self.stat_for(target)
@@ -197,11 +203,9 @@ class PooledMonitor(ResourceTypeMonitor):
         update("db.client.operation.duration", stat.duration)
         update("uno.db.client.slow_operations", stat.slow)
         update("uno.resource.errors", stat.errors)
-        probe: Probe[ServerConnections] | None = stat.extra.get(_SERVER)
-        if probe is not None and probe.is_fresh():
-            for spec, value in zip(METRICS, probe.found, strict=True):
-                if value is not None:
-                    update(spec.name, value)
+        for spec, value in zip(METRICS, self.at_server(stat) or (), strict=False):
+            if value is not None:
+                update(spec.name, value)
 
     def utilization(self, target: Any, used: float, limit: float | None) -> float | None:
         """The share of the limit that is in use; of the fullest, where there are several pools in one."""
@@ -247,6 +251,12 @@ class PooledMonitor(ResourceTypeMonitor):
     def asks(self, target: Any) -> bool:
         """Whether the server can be asked for its connections."""
         return bool(self.asked)
+
+    @staticmethod
+    def at_server(stat: Stat) -> ServerConnections | None:
+        """What the server told lately."""
+        probe: Probe[ServerConnections] | None = stat.extra.get(_SERVER)
+        return probe.found if probe is not None and probe.is_fresh() else None
 
     def server_connections(self, target: Any) -> ServerConnections | Awaitable[ServerConnections]:
         """Ask the server, on a connection of the pool; a coroutine where the pool belongs to an event loop."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -171,3 +172,41 @@ def bind(stat: Stat) -> None:
 
     with suppress(TypeError):  # a loop without weak references
         stat.extra["loop"] = weakref.ref(asyncio.get_running_loop())
+
+
+def pipeline(begun_by: Callable[[Any], Begun | None]) -> Callable[[Any], Any]:
+    """The hook of a pipeline's ``execute``; ``begun_by`` tells its Stat that it starts."""
+
+    def wrap(original: Any) -> Any:
+        def execute(self: Any, *args: Any, **kwargs: Any) -> Any:
+            begun = begun_by(self)
+            try:
+                result = original(self, *args, **kwargs)
+            except BaseException as error:
+                fail_command(begun, (), error)
+                raise
+            end(begun, SLOW_SECONDS)
+            return result
+
+        return execute
+
+    return wrap
+
+
+def async_pipeline(begun_by: Callable[[Any], Begun | None]) -> Callable[[Any], Any]:
+    """The same for asyncio."""
+
+    def wrap(original: Any) -> Any:
+        async def execute(self: Any, *args: Any, **kwargs: Any) -> Any:
+            begun = begun_by(self)
+            try:
+                result = await original(self, *args, **kwargs)
+            except BaseException as error:
+                fail_command(begun, (), error)
+                raise
+            end(begun, SLOW_SECONDS)
+            return result
+
+        return execute
+
+    return wrap

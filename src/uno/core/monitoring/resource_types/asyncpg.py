@@ -101,6 +101,9 @@ class AsyncpgPool(PooledMonitor):
         waiting = sum(not waiter.done() for waiter in list(queue._getters))
         return PoolUse(max(0, limit - queue.qsize()), target.get_idle_size(), limit, waiting)
 
+    def at_rest(self, target: Any) -> object:
+        return None if target._queue is None else super().at_rest(target)
+
     def collect_metrics(self, resource: Resource) -> None:
         if resource.target._queue is not None:  # else it was not awaited yet
             super().collect_metrics(resource)

@@ -186,7 +186,7 @@ class ConfluentConsumer(_Confluent):
 
     def install(self) -> list[Callable[[], None]]:
         consumer = sys.modules["confluent_kafka.cimpl"].Consumer
-        hooks = [("poll", _poll), ("consume", _consume), ("close", _close)]
+        hooks = [("poll", _read), ("consume", _read), ("close", _close)]
         return [install(consumer, name, wrap) for name, wrap in hooks]
 
     def collect(self, client: Client, stat: Stat) -> None:
@@ -292,50 +292,29 @@ def _read_lags(client: Client, consumer: Any) -> None:
             failures("confluent_kafka.lag", error)
 
 
-def _poll(original: Any) -> Any:
-    def poll(self: Any, *args: Any, **kwargs: Any) -> Any:
+def _read(original: Any) -> Any:
+    """``poll`` returns a message or None, ``consume`` a list of messages."""
+
+    def read(self: Any, *args: Any, **kwargs: Any) -> Any:
         client = _client(self)
         stat = stat_of(client)
         _worked(stat, client)
         client.inside += 1
         try:
-            message = original(self, *args, **kwargs)
+            found = original(self, *args, **kwargs)
         except Exception as error:
             stat.failed(error)
             raise
         finally:
             client.inside -= 1
             client.seen = monotonic()
-        if message is not None:
-            _taken(stat, client, [message])
+        if found is not None:
+            _taken(stat, client, found if isinstance(found, list) else [found])
         if client.seen >= client.read_due:
             _read_lags(client, self)
-        return message
+        return found
 
-    return poll
-
-
-def _consume(original: Any) -> Any:
-    def consume(self: Any, *args: Any, **kwargs: Any) -> Any:
-        client = _client(self)
-        stat = stat_of(client)
-        _worked(stat, client)
-        client.inside += 1
-        try:
-            messages = original(self, *args, **kwargs)
-        except Exception as error:
-            stat.failed(error)
-            raise
-        finally:
-            client.inside -= 1
-            client.seen = monotonic()
-        if messages:
-            _taken(stat, client, messages)
-        if client.seen >= client.read_due:
-            _read_lags(client, self)
-        return messages
-
-    return consume
+    return read
 
 
 def _worked(stat: Stat, client: Client) -> None:

@@ -31,6 +31,7 @@ from uno.core.monitoring.instrumentation import (
 from uno.core.monitoring.names import pick
 from uno.core.monitoring.resource_types._pooled import (
     Asked,
+    Begun,
     PooledMonitor,
     PoolUse,
     ask,
@@ -51,12 +52,14 @@ from uno.core.monitoring.resource_types._redis_parts import (
     Groups,
     ask_connections,
     ask_connections_async,
+    async_pipeline,
     bind,
     fail_command,
     forget_stream,
     group_of,
     is_timed,
     learn_streams,
+    pipeline,
     pool_use_of,
     text_of,
 )
@@ -100,6 +103,9 @@ class _Clients(PooledMonitor):
 
     def pool_use(self, target: Any) -> PoolUse:
         return pool_use_of(_pool(target))
+
+    def at_rest(self, target: Any) -> object:
+        return None if "streams" in stat_of(_pool(target)).extra else super().at_rest(target)
 
     def collect_metrics(self, resource: Resource) -> None:
         pool = _pool(resource.target)
@@ -209,7 +215,7 @@ class RedisClient(_Clients):
     modules = ("redis.client", "redis.connection")
 
     def hooks(self) -> tuple[Any, Any, Any, Any]:
-        return _command, _immediate_command, _pipeline, _get
+        return _command, _immediate_command, pipeline(_begin_pipeline), _get
 
     def ping(self, target: Any) -> bool | None:
         """Passive first; then PING on a free connection. None when the pool is used up."""
@@ -232,7 +238,7 @@ class AsyncRedisClient(_Clients):
     modules = ("redis.asyncio.client", "redis.asyncio.connection")
 
     def hooks(self) -> tuple[Any, Any, Any, Any]:
-        return _async_command, _async_command, _async_pipeline, _async_get
+        return _async_command, _async_command, async_pipeline(_begin_pipeline), _async_get
 
     def bound_loop(self, target: Any) -> Any:
         pool = _pool(target)
@@ -429,32 +435,9 @@ def _async_command(original: Any) -> Any:
     return execute_command
 
 
-def _pipeline(original: Any) -> Any:
-    def execute(self: Any, *args: Any, **kwargs: Any) -> Any:
-        begun = begin(self.connection_pool) if self.command_stack else None
-        try:
-            result = original(self, *args, **kwargs)
-        except BaseException as error:
-            fail_command(begun, (), error)
-            raise
-        end(begun, SLOW_SECONDS)
-        return result
-
-    return execute
-
-
-def _async_pipeline(original: Any) -> Any:
-    async def execute(self: Any, *args: Any, **kwargs: Any) -> Any:
-        begun = begin(self.connection_pool) if self.command_stack else None
-        try:
-            result = await original(self, *args, **kwargs)
-        except BaseException as error:
-            fail_command(begun, (), error)
-            raise
-        end(begun, SLOW_SECONDS)
-        return result
-
-    return execute
+def _begin_pipeline(self: Any) -> Begun | None:
+    """A pipeline without commands sends nothing."""
+    return begin(self.connection_pool) if self.command_stack else None
 
 
 def _connect(original: Any) -> Any:

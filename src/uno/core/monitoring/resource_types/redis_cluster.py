@@ -24,6 +24,7 @@ from uno.core.monitoring.resource_types._redis_parts import (
     EXPECTED,
     SLOW_SECONDS,
     THRESHOLDS,
+    async_pipeline,
     bind,
     carrier_of,
     fail_command,
@@ -32,6 +33,7 @@ from uno.core.monitoring.resource_types._redis_parts import (
     node_client,
     node_use,
     nodes_of,
+    pipeline,
 )
 from uno.core.resources import Identity, Resource
 
@@ -123,7 +125,7 @@ class RedisClusterClient(_Cluster):
     module = "redis.cluster"
 
     def hooks(self) -> tuple[Any, Any]:
-        return _node_command, _cluster_pipeline
+        return _node_command, pipeline(_begin_pipeline)
 
     def ping(self, target: Any) -> bool | None:
         """PING on a free connection to each node that was used. None when there is none."""
@@ -139,7 +141,7 @@ class AsyncRedisClusterClient(_Cluster):
     module = "redis.asyncio.cluster"
 
     def hooks(self) -> tuple[Any, Any]:
-        return _async_node_command, _async_cluster_pipeline
+        return _async_node_command, async_pipeline(_begin_pipeline)
 
     def bound_loop(self, target: Any) -> Any:
         known = self.stat_for(target).extra.get("loop")
@@ -223,29 +225,5 @@ def _async_node_command(original: Any) -> Any:
     return _execute_command
 
 
-def _cluster_pipeline(original: Any) -> Any:
-    def execute(self: Any, *args: Any, **kwargs: Any) -> Any:
-        begun = begin(carrier_of(self))
-        try:
-            result = original(self, *args, **kwargs)
-        except BaseException as error:
-            fail_command(begun, (), error)
-            raise
-        end(begun, SLOW_SECONDS)
-        return result
-
-    return execute
-
-
-def _async_cluster_pipeline(original: Any) -> Any:
-    async def execute(self: Any, *args: Any, **kwargs: Any) -> Any:
-        begun = begin(carrier_of(self))
-        try:
-            result = await original(self, *args, **kwargs)
-        except BaseException as error:
-            fail_command(begun, (), error)
-            raise
-        end(begun, SLOW_SECONDS)
-        return result
-
-    return execute
+def _begin_pipeline(self: Any) -> Begun | None:
+    return begin(carrier_of(self))

@@ -91,6 +91,13 @@ class TaskQueue(ResourceTypeMonitor):
             undo += [install(cls, "_put", _inner_put), install(cls, "_get", _inner_get)]
         return undo
 
+    def at_rest(self, target: Any) -> object:
+        depth = _depth(target)
+        if depth or not _has_stat(target):  # what waits grows older
+            return None
+        stat = stat_of(target)
+        return _waiting(target), target.maxsize, len(stat.outcomes), len(stat.holds), "times" in stat.extra
+
     def collect_metrics(self, resource: Resource) -> None:
         target = resource.target
         update = self.update_metric

@@ -57,10 +57,13 @@ class ThreadStat(Stat):
         super().forget_parent()
         self.workers = {}
 
+    def living(self) -> list[_Worker]:
+        """The threads that have run a task."""
+        return [worker for known in list(self.workers.values()) if (worker := known()) is not None]
+
     def drain(self) -> None:
         """Of each task in ``log``: when it was submitted, started and ended, and for whom."""
-        workers = [worker for known in list(self.workers.values()) if (worker := known()) is not None]
-        self.holds = {w.ident: (w.site, w.caller, w.since) for w in workers if w.item is not None}
+        self.holds = {w.ident: (w.site, w.caller, w.since) for w in self.living() if w.item is not None}
         log = self.taken()
         if not log:
             return
@@ -130,6 +133,12 @@ class ThreadPool(ResourceTypeMonitor):
             stat.drain()
         stat.outcome("completed").value = stat.total.value - stat.outcome("failed").value
         return stat
+
+    def at_rest(self, target: Any) -> object:
+        stat = thread_stat(target)
+        if stat.log or stat.holds or any(worker.item is not None for worker in stat.living()):
+            return None
+        return stat.total.value, len(target._threads), _queued(target), target._max_workers
 
     def collect_metrics(self, resource: Resource) -> None:
         pool = resource.target
