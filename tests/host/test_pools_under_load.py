@@ -455,6 +455,79 @@ def test_forks_while_threads_use_their_clients(
     assert watched == plain == {"good": 4, "many": [True, True], "got": ["42"]}
 
 
+INHERITED = """
+    import json, os, sys, time
+    import psycopg, psycopg2.pool, psycopg_pool, sqlalchemy
+    from uno.core.monitoring.resources import ResourceMonitor
+
+    url = sys.argv[1]
+    engine = sqlalchemy.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    pool = psycopg_pool.ConnectionPool(url, min_size=1, max_size=3, open=True)
+    pool2 = psycopg2.pool.ThreadedConnectionPool(1, 3, url)
+    monitor = ResourceMonitor(interval=0.05)
+    for name, target in zip(("engine", "psycopg", "psycopg2"), (engine, pool, pool2)):
+        monitor.manager.register(target, id=name)
+    monitor.start()
+
+    def until(condition):
+        deadline = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def query():
+        with engine.connect() as connection:
+            connection.execute(sqlalchemy.text("SELECT 1"))
+        with pool.connection() as connection:
+            connection.execute("SELECT 1")
+        connection = pool2.getconn()
+        connection.cursor().execute("SELECT 1")
+        pool2.putconn(connection)
+
+    def up():
+        return all(monitor.health_of(each.id).status.value == "up" for each in monitor.manager)
+
+    query()
+    until(up)
+    watch = psycopg.connect(url, autocommit=True)
+    listen, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        frames = monitor.store
+        until(lambda: monitor.running and frames.frame is not None and frames.frame.seq > 60)
+        os.write(tell, b".")
+        engine.dispose(close=False)  # what the child then has is its own, and is watched like any other
+        with engine.connect() as connection:
+            connection.execute(sqlalchemy.text("SELECT 1"))
+        until(lambda: monitor.health_of("engine").status.value == "up")
+        os._exit(0)
+    monitor.stop()
+    time.sleep(0.5)
+
+    def asked():
+        rows = watch.execute("SELECT pid, query_start FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+                             " AND backend_type = 'client backend' AND query_start < %s", [begun])
+        return sorted((pid, str(at)) for pid, at in rows)
+
+    (begun,) = watch.execute("SELECT clock_timestamp()").fetchone()
+    before = asked()
+    os.read(listen, 1)
+    after = asked()
+    good = os.waitpid(pid, 0)[1] == 0
+    query()
+    print(json.dumps({"connections": len(before), "untouched": before == after, "good": good}), flush=True)
+    os._exit(0)
+"""
+
+
+def test_a_forked_childs_monitor_does_not_speak_on_connections_of_its_parent(
+    postgresql: servers.PostgreSQL,
+) -> None:
+    told = program(INHERITED, postgresql.url)
+    assert told == {"connections": told["connections"], "untouched": True, "good": True}
+    assert told["connections"] >= 3
+
+
 # -- connections that are never returned -------------------------------------------------------------------------------
 
 

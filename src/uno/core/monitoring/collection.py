@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -39,6 +41,19 @@ PING_LATE, PING_TIMEOUT = 1.3, 1.8
 SILENT_SECONDS = 60.0
 MAX_REASONS = 10
 OWN_SCOPE = CallScope(OWN)
+
+
+#: Whether this process was forked from one that had uno.
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Told:
@@ -100,6 +115,7 @@ class Collection:
         self._sources: dict[str, dict[str, Job]] = {}
         self._reads: dict[str, dict[str, tuple[Spec, Callable[[], Any]]]] = {}
         self._told: dict[tuple[str, str], _Told] = {}
+        self._parents: dict[str, Callable[[], Any]] = {}
         self._lock = threading.RLock()
 
     def reinit_after_fork(self) -> None:
@@ -108,6 +124,29 @@ class Collection:
         self.app_loop = None
         for job in self.jobs.values():
             job.in_flight, job.task, job.not_before = False, None, 0.0
+        self._parents.clear()
+        for resource in self._manager:
+            self._note_parents(resource)
+
+    def _note_parents(self, resource: Resource) -> None:
+        """Note, in a forked process, what of a resource is the parent's, who goes on using it."""
+        driver, target = resource.driver, resource.target
+        if not _forked or target is None or not isinstance(driver, ResourceTypeMonitor):
+            return
+        part = ask(driver.inherited, target, otherwise=None)
+        if part is not None:
+            self._parents[resource.id] = driver.reference(target) if part is target else weakref.ref(part)
+
+    def _is_parents(self, resource: Resource) -> bool:
+        """Whether a ping would speak on a connection of the parent process."""
+        known, driver, target = self._parents.get(resource.id), resource.driver, resource.target
+        if known is None or target is None or not isinstance(driver, ResourceTypeMonitor):
+            return False
+        part = known()
+        if part is not None and ask(driver.inherited, target, otherwise=part) is part:
+            return True
+        self._parents.pop(resource.id, None)  # the application has its own here
+        return False
 
     def monitors_of(self, resource: Resource) -> list[ResourceTypeMonitor]:
         """Those that watch a resource: its library's, then the application's of its type."""
@@ -143,6 +182,7 @@ class Collection:
         with self._lock:
             self.jobs = {key: job for key, job in self.jobs.items() if key[0] != resource.id}
             self._servers.discard(resource.id)
+            self._parents.pop(resource.id, None)
             self._reads.pop(resource.id, None)
             self._sources.pop(resource.id, None)
             for key in [key for key in self._told if key[0] == resource.id]:
@@ -169,6 +209,8 @@ class Collection:
             if driver is not None or callable(getattr(resource.target, "ping", None)):
                 if driver is not None and resource.endpoint and not resource.endpoint.startswith("file:"):
                     self._servers.add(resource.id)
+                if (resource.id, "ping") not in self.jobs:
+                    self._note_parents(resource)
                 jobs[resource.id, "ping"] = self._pinger(resource)
             self.jobs = jobs
 
@@ -284,6 +326,8 @@ class Collection:
             try:
                 living = resource.target
                 if living is None or (isinstance(driver, ResourceTypeMonitor) and driver.read_only):
+                    return None
+                if self._is_parents(resource):
                     return None
                 found = driver.ping(living) if driver is not None else living.ping()
             finally:
@@ -406,7 +450,7 @@ class Collection:
 
     def _answered(self, resource: Resource) -> None:
         driver, target = resource.driver, resource.target
-        if isinstance(driver, ResourceTypeMonitor) and target is not None:
+        if isinstance(driver, ResourceTypeMonitor) and target is not None and not self._is_parents(resource):
             ask(driver.answered, target, otherwise=None)
 
     def _pinged(self, resource: Resource, result: Any, error: BaseException | None, reason: str) -> None:

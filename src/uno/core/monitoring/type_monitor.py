@@ -221,6 +221,11 @@ class ResourceTypeMonitor:
         """Whether the resource works: returns (anything but False) or raises. None: nothing can be told."""
         return None
 
+    def inherited(self, target: Any) -> object:
+        """In a forked process: what holds connections that may be the parent's, which a ping must not use; None where
+        nothing does. A ping is made again when the application has replaced it. Reads memory only."""
+        return None
+
     def answered(self, target: Any) -> None:
         """The server has answered a ping, or was seen to: ask now what else is to be known of it. Must not block."""
 

@@ -314,6 +314,10 @@ class PooledMonitor(ResourceTypeMonitor):
         stat = self.stat_for(target)
         return bool(stat.last_ok) and monotonic() - stat.last_ok < RECENT and not self.suspect(target)
 
+    def inherited(self, target: Any) -> object:
+        used, idle, _, _ = self.pool_use(target)
+        return target if used or idle else None
+
     def pings_cheaply(self, target: Any) -> bool:
         used, idle, _, _ = self.pool_use(target)
         return bool(used or idle)

@@ -155,6 +155,9 @@ class PymongoClient(PooledMonitor):
         """The hook for what fails outside of operations."""
         return _handle
 
+    def inherited(self, target: Any) -> None:
+        """Nothing: in a forked process the client's pools begin anew."""
+
     def ping(self, target: Any) -> Any:
         """Passive first; then the command ping. None when a pool is used up, or the client was not used yet."""
         if self.seems_up(target):

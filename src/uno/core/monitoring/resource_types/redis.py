@@ -104,6 +104,9 @@ class _Clients(PooledMonitor):
     def pool_use(self, target: Any) -> PoolUse:
         return pool_use_of(_pool(target))
 
+    def inherited(self, target: Any) -> None:
+        """Nothing: in a forked process the pool itself begins anew."""
+
     def at_rest(self, target: Any) -> object:
         return None if "streams" in stat_of(_pool(target)).extra else super().at_rest(target)
 

@@ -96,6 +96,9 @@ class _Cluster(PooledMonitor):
                 update("uno.redis.node.duration", duration, {"node": name})
                 update("uno.redis.node.errors", errors, {"node": name})
 
+    def inherited(self, target: Any) -> None:
+        """Nothing: in a forked process the nodes' pools begin anew, and an event loop is the parent's."""
+
     def suspect(self, target: Any) -> bool:
         """Whether a call hangs, though other nodes may answer."""
         return super().suspect(target) or self.stat_for(target).longest_running() > STALL

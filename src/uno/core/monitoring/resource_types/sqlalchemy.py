@@ -146,6 +146,9 @@ class SqlalchemyEngine(PooledMonitor):
         in_memory = engine.dialect.name == "sqlite" and (engine.url.database or ":memory:").startswith(":")
         return sized and not in_memory and super().has_free_slot(target)
 
+    def inherited(self, target: Any) -> object:
+        return super().inherited(target) and self.engine(target).pool  # which dispose() replaces
+
     def pings_cheaply(self, target: Any) -> bool:
         return _kind(self.engine(target).pool) != "NullPool" and super().pings_cheaply(target)
 
