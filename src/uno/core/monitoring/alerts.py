@@ -11,11 +11,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from math import inf, nan
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from uno.core.monitoring.delivery import Delivery
 from uno.core.monitoring.metrics import MetricError
 from uno.core.monitoring.thresholds import AlertLevel, Threshold, ThresholdState
+from uno.core.records import NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,12 +6,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from uno.core.monitoring.alerts import Alert, title_of
-from uno.core.monitoring.anomaly import AnomalyDetector
 from uno.core.monitoring.series import Frame, Selector, Series
 from uno.core.monitoring.thresholds import AlertLevel
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
 
 if TYPE_CHECKING:
+    from uno.core.monitoring.anomaly import AnomalyDetector
     from uno.core.monitoring.monitor import ResourceMonitor
 
 MAX_WATCHED = 1_000
@@ -34,6 +34,8 @@ class AnomalyWatch:
         self, resource_id: str, metric: str, sensitivity: float | None, training_period: timedelta | None
     ) -> None:
         """Settings for one metric of one resource, taking effect with the next tick."""
+        from uno.core.monitoring.anomaly import AnomalyDetector
+
         AnomalyDetector(  # says what is wrong with the settings, at the call that gave them
             **({} if sensitivity is None else {"sensitivity": sensitivity}),  # type: ignore[arg-type]
             **({} if training_period is None else {"training_period": training_period}),  # type: ignore[arg-type]

@@ -10,7 +10,9 @@ from functools import lru_cache
 from itertools import accumulate, repeat
 from math import ceil, exp, frexp, inf, ldexp, log, nan
 from operator import sub, truediv
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from uno.core.records import NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np

@@ -30,7 +30,7 @@ from functools import lru_cache, partial
 from itertools import repeat, starmap
 from math import inf, isfinite, nan
 from operator import add, call
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from uno.core.monitoring.buckets import (
     FINEST,
@@ -44,6 +44,7 @@ from uno.core.monitoring.buckets import (
     summarize,
 )
 from uno.core.monitoring.wrapping import Around
+from uno.core.records import NamedTuple
 
 #: Seconds; wide enough for a cache hit and for a slow report.
 DEFAULT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable
 from functools import reduce
 from typing import TYPE_CHECKING
 
-from uno.core.monitoring.graph import DependencyGraph, Edge, Node
-from uno.core.monitoring.graph.model import Calls, Level, NodeKind
 from uno.core.monitoring.health import Health, HealthStatus
 from uno.core.monitoring.instrumentation import OWN, Stat
 from uno.core.monitoring.resource_types.http_server import NO_FAULT
@@ -17,6 +15,8 @@ from uno.core.monitoring.type_monitor import ResourceTypeMonitor, ask
 from uno.core.resources import Resource
 
 if TYPE_CHECKING:
+    from uno.core.monitoring.graph import DependencyGraph, Node
+    from uno.core.monitoring.graph.model import Calls, Level, NodeKind
     from uno.core.monitoring.monitor import ResourceMonitor
     from uno.core.monitoring.series import SeriesStore
 
@@ -71,6 +71,8 @@ class Callers:
 
     def calls(self, resource: Resource, stat: Stat | None, store: SeriesStore) -> dict[str, Calls]:
         """Who calls a resource, or by which routes it is called."""
+        from uno.core.monitoring.graph.model import Calls
+
         return {
             name: Calls(*served[:2], *self._present(resource.id, name))
             for name, served in _totals(resource, stat, store).items()
@@ -122,6 +124,9 @@ def shown_level(health: Health, firing: AlertLevel) -> Level:
 def build_graph(monitor: ResourceMonitor) -> DependencyGraph:
     """Nodes and edges at this moment: from a web application to its routes, from routes and tasks to resources, from
     those to servers. A declared dependency on an id that does not exist yet is shown as unknown."""
+    from uno.core.monitoring.graph import DependencyGraph, Edge, Node
+    from uno.core.monitoring.graph.model import Calls
+
     nodes: dict[str, Node] = {}
     edges: list[Edge] = []
     now, firing = monitor.clock.now(), monitor.alerts.firing()

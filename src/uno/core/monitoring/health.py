@@ -15,9 +15,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import total_ordering
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from uno.core.monitoring.thresholds import AlertLevel
+from uno.core.records import NamedTuple
 from uno.core.resources.errors import shown
 
 __all__ = [

@@ -10,10 +10,10 @@ import logging
 import re
 import sys
 from collections.abc import Container, Iterable, Sequence
-from typing import NamedTuple
 
 from uno.core.monitoring.instrumentation import HookGroup, failures, install_whole
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
+from uno.core.records import NamedTuple
 
 log = logging.getLogger("uno.hooks")
 

@@ -27,10 +27,11 @@ from types import (
     MethodDescriptorType,
     WrapperDescriptorType,
 )
-from typing import Any, NamedTuple
+from typing import Any
 
 from uno.core.monitoring.cells import HAS_GIL
 from uno.core.monitoring.metrics import MAX_PENDING, CounterCell, HistogramCell
+from uno.core.records import NamedTuple
 
 log = logging.getLogger("uno.hooks")
 

@@ -12,7 +12,7 @@ from functools import lru_cache, partial
 from itertools import islice, pairwise
 from keyword import iskeyword
 from math import inf, isfinite, nan
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, TypeVar
 
 from uno.core.monitoring.buckets import Distribution as Distribution
 from uno.core.monitoring.buckets import NativeBuckets as NativeBuckets
@@ -27,6 +27,7 @@ from uno.core.monitoring.cells import HistogramCell as HistogramCell
 from uno.core.monitoring.cells import MetricError as MetricError
 from uno.core.monitoring.cells import number_of as number_of
 from uno.core.monitoring.wrapping import Around
+from uno.core.records import NamedTuple
 
 Kind = Literal["counter", "gauge", "histogram"]
 #: How the gauges of several workers become one: their sum, the largest, the smallest, or one series for each.

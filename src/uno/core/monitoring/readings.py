@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Container, Mapping, Sequence
-from typing import NamedTuple
 
 from uno.core.monitoring.instrumentation import Stat, describe_site
 from uno.core.monitoring.metrics import MetricError
 from uno.core.monitoring.series import Series, SeriesStore
+from uno.core.records import NamedTuple
 from uno.core.resources.errors import near, shown
 
 log = logging.getLogger("uno.monitor")

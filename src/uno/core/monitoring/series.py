@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence, Sized
 from contextvars import ContextVar
 from math import inf, nan
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from uno.core.monitoring.metrics import (
     Cell,
@@ -30,6 +30,7 @@ from uno.core.monitoring.metrics import (
     number_of,
 )
 from uno.core.monitoring.names import wire_name
+from uno.core.records import NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,17 +9,18 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from uno.core.monitoring.alerts import Alert
 from uno.core.monitoring.cells import CounterCell, Exemplar, HistogramCell
-from uno.core.monitoring.graph.model import Calls
 from uno.core.monitoring.health import Health, HealthStatus
 from uno.core.monitoring.readings import Holder, holders_of
 from uno.core.monitoring.thresholds import AlertLevel
+from uno.core.records import NamedTuple
 
 if TYPE_CHECKING:
     from uno.core.monitoring.clock import Clock
+    from uno.core.monitoring.graph.model import Calls
     from uno.core.monitoring.monitor import ResourceMonitor
     from uno.core.monitoring.series import Series, SeriesStore
     from uno.core.resources import Resource
@@ -115,6 +116,8 @@ class Team:
         return [told for _, told in known.values() if told is not None]
 
     def _decode(self, worker: int, said: bytes) -> _Told | None:
+        from uno.core.monitoring.graph.model import Calls
+
         clock = self._monitor.clock
         try:
             words = json.loads(said)
@@ -220,6 +223,8 @@ class Team:
 
     def calls(self, resource: Resource) -> dict[str, Calls]:
         """Who calls a resource, in all workers; of what a resource serves, its routes."""
+        from uno.core.monitoring.graph.model import Calls
+
         monitor = self._monitor
         found = monitor.callers.calls(resource, monitor.stat_of(resource), monitor.store)
         for told in self._others():

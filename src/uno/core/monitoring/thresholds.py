@@ -11,8 +11,9 @@ import enum
 import math
 import sys
 from datetime import timedelta
-from typing import Any, Final, Literal, NamedTuple, Self
+from typing import Any, Final, Literal, Self
 
+from uno.core.records import NamedTuple
 from uno.core.resources.errors import shown
 
 Direction = Literal["auto", "above", "below"]

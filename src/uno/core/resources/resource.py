@@ -6,8 +6,9 @@ import inspect
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from uno.core.records import NamedTuple
 from uno.core.resources.errors import ResourceError
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from uno.core.monitoring.anomaly.words import duration, sentence
+from uno.core.records import NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+
+from uno.core.records import NamedTuple
 
 
 def number(value: float) -> str:

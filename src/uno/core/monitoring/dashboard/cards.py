@@ -11,7 +11,7 @@ import socket
 import sys
 from collections.abc import Generator, Mapping
 from math import inf, isfinite
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from uno import __version__
 from uno.core.monitoring.alerts import Alert, human, title_of
@@ -22,6 +22,7 @@ from uno.core.monitoring.names import STANDARD
 from uno.core.monitoring.series import STATS, Frame, Selector, Series, select_column
 from uno.core.monitoring.thresholds import AlertLevel
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
+from uno.core.records import NamedTuple
 from uno.core.resources import Resource
 
 if TYPE_CHECKING:

@@ -10,8 +10,10 @@ import math
 from collections.abc import Awaitable, Callable, Generator, Mapping, MutableMapping
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
+
+from uno.core.records import NamedTuple
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

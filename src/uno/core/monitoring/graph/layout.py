@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 from uno.core.monitoring.graph.model import KINDS, Edge, Node
+from uno.core.records import NamedTuple
 
 NODE_W, NODE_H, ROW_GAP, COLUMN_GAP = 196.0, 46.0, 14.0, 96.0  # pixels
 

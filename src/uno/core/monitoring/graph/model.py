@@ -6,7 +6,9 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple
+from typing import Literal
+
+from uno.core.records import NamedTuple
 
 NodeKind = Literal["route", "task", "resource", "server"]
 EdgeKind = Literal["declared", "observed"]

@@ -5,7 +5,9 @@ Arrays hold one series a row and one tick (or five minutes) a column; NaN is a g
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from uno.core.records import NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np

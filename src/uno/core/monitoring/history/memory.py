@@ -11,12 +11,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from uno.core.monitoring.history import HistoryStats, Levels, Points, Summary
 from uno.core.monitoring.history.tiers import COARSE, Chunk, Coarse, Record, Sketches
 from uno.core.monitoring.metrics import Sketch
 from uno.core.monitoring.series import STATS, Frame, Selector, Series, select_column
+from uno.core.records import NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np

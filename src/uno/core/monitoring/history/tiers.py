@@ -8,9 +8,10 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from math import inf, nan, nextafter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from uno.core.monitoring.metrics import Sketch
+from uno.core.records import NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple
 
 from uno.core.monitoring.metrics import Histogram, MetricError
+from uno.core.records import NamedTuple
 
 
 class Choice(NamedTuple):

@@ -6,7 +6,9 @@ import os
 from datetime import datetime
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+from uno.core.records import NamedTuple
 
 if TYPE_CHECKING:
     from uno.core.monitoring.alerts import Alert

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from time import monotonic
-from typing import NamedTuple
 
 from uno.core.monitoring.resource_types._procfs import ProcFile
+from uno.core.records import NamedTuple
 
 ROOT = "/sys/fs/cgroup"
 #: cgroup v1 writes "no limit" as the largest number of whole pages.

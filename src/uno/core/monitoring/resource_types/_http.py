@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from operator import sub
 from time import monotonic, perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 from uno.core.monitoring.instrumentation import (
     ATTRIBUTE,
@@ -38,6 +38,7 @@ from uno.core.monitoring.metrics import MAX_PENDING, CounterCell
 from uno.core.monitoring.names import pick
 from uno.core.monitoring.thresholds import Threshold
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
+from uno.core.records import NamedTuple
 from uno.core.resources import Resource
 
 RECENT = 10.0

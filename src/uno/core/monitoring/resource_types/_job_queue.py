@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from time import monotonic, time
 from types import CodeType, ModuleType
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Protocol
 from urllib.parse import urlsplit
 
 from uno.core.monitoring.instrumentation import (
@@ -31,6 +31,7 @@ from uno.core.monitoring.instrumentation import (
 from uno.core.monitoring.names import pick
 from uno.core.monitoring.thresholds import Threshold
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
+from uno.core.records import NamedTuple
 from uno.core.resources import Resource
 
 ASK_SECONDS = 5.0

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from time import monotonic, perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 from uno.core.monitoring.health import OUT_OF_CONNECTIONS
 from uno.core.monitoring.instrumentation import (
@@ -43,6 +43,7 @@ from uno.core.monitoring.resource_types._server import (
 )
 from uno.core.monitoring.thresholds import Threshold
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
+from uno.core.records import NamedTuple
 from uno.core.resources import Identity, Resource
 
 #: A success this long ago says that the server is up: less than a tick, so that a server is not believed in for two.

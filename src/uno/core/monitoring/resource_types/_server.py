@@ -7,9 +7,10 @@ may not ask, or whose server does not know, has a gap.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from uno.core.monitoring.names import pick
+from uno.core.records import NamedTuple
 
 ASK_SECONDS = 60.0
 #: An answer is shown for so long: a pool that is used up cannot ask, and that is when the answer is wanted.

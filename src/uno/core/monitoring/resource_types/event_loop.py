@@ -9,13 +9,14 @@ import weakref
 from collections import Counter
 from collections.abc import Mapping
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from uno.core.monitoring.instrumentation import Site, describe_call, describe_site, thread_position
 from uno.core.monitoring.metrics import HistogramCell
 from uno.core.monitoring.names import pick
 from uno.core.monitoring.thresholds import Threshold
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
+from uno.core.records import NamedTuple
 from uno.core.resources import Identity, Resource
 
 if TYPE_CHECKING:

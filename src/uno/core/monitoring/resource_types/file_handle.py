@@ -7,13 +7,14 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Mapping
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 
 from uno.core.monitoring.instrumentation import short_path
 from uno.core.monitoring.names import pick
 from uno.core.monitoring.resource_types._procfs import ProcFile
 from uno.core.monitoring.thresholds import Threshold
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
+from uno.core.records import NamedTuple
 from uno.core.resources import Identity, Resource
 
 _FDS = "/proc/self/fd"

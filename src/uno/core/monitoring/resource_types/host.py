@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 
 from uno.core.monitoring.names import pick
 from uno.core.monitoring.resource_types._cgroup import WAITED_FOR, pressure, read
 from uno.core.monitoring.resource_types._procfs import ProcFile
 from uno.core.monitoring.thresholds import Threshold
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
+from uno.core.records import NamedTuple
 from uno.core.resources import Identity, Resource
 
 SECTOR = 512

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from itertools import count
 from time import monotonic, perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 from uno.core.monitoring.instrumentation import (
     ATTRIBUTE,
@@ -31,6 +31,7 @@ from uno.core.monitoring.instrumentation import (
 from uno.core.monitoring.names import pick
 from uno.core.monitoring.thresholds import Threshold
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
+from uno.core.records import NamedTuple
 from uno.core.resources import Identity, Resource
 
 _keys = count()

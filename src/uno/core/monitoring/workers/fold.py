@@ -14,7 +14,7 @@ import zlib
 from array import array
 from collections.abc import Iterable
 from math import fsum
-from typing import Any, NamedTuple
+from typing import Any
 
 from uno.core.monitoring.buckets import NativeBuckets, native_merge
 from uno.core.monitoring.metrics import Spec
@@ -29,6 +29,7 @@ from uno.core.monitoring.workers.shard import (
     decode_native,
     encode_native,
 )
+from uno.core.records import NamedTuple
 
 DEAD = "dead.shard"
 #: How many of the dead are named at most.

@@ -15,9 +15,9 @@ import hashlib
 import os
 import stat
 import sys
-from typing import NamedTuple
 
 from uno.core.monitoring.workers import locks
+from uno.core.records import NamedTuple
 
 _UNO = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))) + os.sep
 

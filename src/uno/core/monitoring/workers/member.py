@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from array import array
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from uno.core.monitoring.metrics import CounterCell, Distribution, HistogramCell, Spec
 from uno.core.monitoring.series import Frame, Series, SeriesStore
@@ -30,6 +30,7 @@ from uno.core.monitoring.workers.shard import (
     encode_native,
     encode_sketches,
 )
+from uno.core.records import NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from math import nan
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from uno.core.monitoring.buckets import FINEST, ZERO_THRESHOLD, NativeBuckets, native_merge
 from uno.core.monitoring.metrics import CounterCell, Distribution, GaugeCell, HistogramCell, Sketch, Spec
@@ -33,6 +33,7 @@ from uno.core.monitoring.workers.shard import (
     decode_native,
     decode_sketches,
 )
+from uno.core.records import NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np

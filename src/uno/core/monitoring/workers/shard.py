@@ -24,9 +24,10 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from uno.core.monitoring.buckets import COARSEST, FINEST, MOST_NATIVE, NativeBuckets
+from uno.core.records import NamedTuple
 
 MAGIC, VERSION = b"UNOSHARD", 1
 PAGE = max(4096, mmap.ALLOCATIONGRANULARITY)

@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from math import inf
 from struct import Struct
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
+
+from uno.core.records import NamedTuple
 
 Pairs = Sequence[tuple[str, str]]
 #: Of a resource: a whole number from zero up is sent as such.

@@ -15,9 +15,10 @@ import ssl
 import time
 from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from uno.core.monitoring.exporters.otlp.config import Config
+from uno.core.records import NamedTuple
 
 MAX_ANSWER = 65_536
 MAX_RETRY_AFTER = 300.0

@@ -14,10 +14,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, compress, repeat
 from math import nan
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from uno.core.monitoring.exporters.otlp.encode import CUMULATIVE, DELTA, Encoding, Form, Native, Sample
 from uno.core.monitoring.metrics import Cell, CounterCell, HistogramCell
+from uno.core.records import NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,11 +13,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from uno.core.monitoring.cells import Exemplar
 from uno.core.monitoring.exporters.prometheus.collector import MonitorCollector
 from uno.core.monitoring.exporters.prometheus.style import Sample, Style
+from uno.core.records import NamedTuple
 
 log = logging.getLogger("uno.exporters.prometheus")
 

@@ -7,13 +7,14 @@ long as those stay the same: a scrape costs what changed since the one before.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from uno.core.monitoring.cells import Exemplar
 from uno.core.monitoring.exporters.prometheus import recorded
 from uno.core.monitoring.exporters.prometheus.style import Style
 from uno.core.monitoring.metrics import Kind
 from uno.core.monitoring.series import Frame, Series
+from uno.core.records import NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,8 +6,10 @@ Source: prometheus.io, "Scrape protocol content negotiation".
 from __future__ import annotations
 
 import re
-from typing import Literal, NamedTuple
+from typing import Literal
 from urllib.parse import parse_qsl
+
+from uno.core.records import NamedTuple
 
 Syntax = Literal["text", "openmetrics", "protobuf"]
 Escaping = Literal["underscores", "dots", "values", "allow-utf-8"]

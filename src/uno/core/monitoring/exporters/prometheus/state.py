@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from uno.core.monitoring.exporters.prometheus.style import Sample
 from uno.core.monitoring.health import HealthStatus
 from uno.core.monitoring.names import wire_label
+from uno.core.records import NamedTuple
 
 if TYPE_CHECKING:
     from uno.core.monitoring.monitor import ResourceMonitor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from uno.core.monitoring.buckets import Distribution
 from uno.core.monitoring.cells import Exemplar
@@ -18,6 +18,7 @@ from uno.core.monitoring.exporters.prometheus.escaping import (
 )
 from uno.core.monitoring.exporters.prometheus.negotiation import Format
 from uno.core.monitoring.series import Series
+from uno.core.records import NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
