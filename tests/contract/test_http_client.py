@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -261,6 +264,45 @@ def test_a_transport_without_a_pool(monitor: ResourceMonitor, library: ModuleTyp
         api.until(1, "request_duration", "count")
         assert {"uno.resource.utilization", "http.client.open_connections"} <= kit.unknown(api)
         assert api.driver.capacity(client) is None
+
+
+NO_POOLS = """
+    import sys
+    import httpx
+    from uno.core.monitoring.resources import ResourceMonitor
+
+    monitor = ResourceMonitor()
+    inside = httpx.Client(transport=httpx.MockTransport(lambda request: httpx.Response(200)))
+    monitor.manager.register(inside, id="inside")
+    for _ in range(2):
+        monitor.tick()
+        inside.get("http://inside/")
+    monitor.tick()
+    assert "httpcore" not in sys.modules
+    seen = monitor.read("inside", "http.client.request.duration", stat="count")
+    assert seen == 2, seen
+    outside = httpx.Client()
+    monitor.manager.register(outside, id="outside")
+    monitor.tick()
+    outside.get(sys.argv[1])
+    outside.get(sys.argv[1])
+    monitor.tick()
+    assert monitor.read("outside", "http.client.connection.create_time", stat="count") == 1
+    monitor.stop()
+    import httpcore
+    assert not hasattr(httpx.Client.send, "__uno_hook__")
+    assert not hasattr(httpcore._sync.connection.HTTPConnection._connect, "__uno_hook__")
+"""
+
+
+def test_clients_without_pools_are_watched_before_pools_are_loaded(upstream: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(NO_POOLS), upstream],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
 
 
 # -- asyncio ---------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from anyio import to_thread
 from fastapi import FastAPI
 
 from tests.contract.kit import Watched, hooked, soon
+from uno.core.monitoring.instrumentation import scope
 from uno.core.monitoring.integration import setup_monitoring
 from uno.core.monitoring.monitor import ResourceMonitor
 from uno.core.resources import ResourceManager
@@ -150,6 +151,36 @@ async def test_one_that_was_made_outside_of_a_loop(outside: anyio.CapacityLimite
             assert [r.id for r in monitor.manager if r.target is outside._limiter] == []  # type: ignore[attr-defined]
 
 
+async def test_a_thread_works_for_the_task_that_waits_for_it(monitor: ResourceMonitor) -> None:
+    locks = threading.Semaphore(1)
+    watched = Watched(monitor, locks)
+    await soon(lambda: hooked("anyio._backends"), "hooks")
+    inside, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with locks:
+            inside.set()
+            release.wait(10)
+
+    async def nightly_job() -> None:
+        await to_thread.run_sync(hold)
+
+    async def later() -> None:
+        assert scope.get() is None, "the task that waited has no scope of its own afterwards"
+
+    async def both() -> None:
+        await nightly_job()
+        await asyncio.create_task(later())
+
+    job = asyncio.create_task(both())
+    await soon(inside.is_set, "it holds")
+    [holder] = monitor.holders(watched.resource.id)
+    assert holder.caller.startswith("task ")
+    assert holder.caller.endswith("both")
+    release.set()
+    await job
+
+
 async def test_it_dies_when_it_is_dropped() -> None:
     with ResourceMonitor(ResourceManager(), interval=0.05) as monitor:
         monitor.discover_resources("limiter")
@@ -166,5 +197,5 @@ async def test_it_dies_when_it_is_dropped() -> None:
 def test_the_class_is_as_before_and_hooked_again() -> None:
     for _ in range(2):
         with ResourceMonitor(ResourceManager(), interval=0.05):
-            assert len(hooked("anyio._backends")) == 3
+            assert len(hooked("anyio._backends")) == 4
         assert hooked("anyio._backends") == []

@@ -18,6 +18,7 @@ import redis.asyncio
 import redis.exceptions
 
 from tests import servers
+from tests.contract.kit import soon as eventually
 from uno.core.monitoring.health import HealthStatus
 from uno.core.monitoring.instrumentation import CallScope, Stat, scope
 from uno.core.monitoring.monitor import ResourceMonitor
@@ -438,3 +439,18 @@ def test_a_server_that_dies_and_returns(monitor: ResourceMonitor, redis_server: 
     client.get("a")
     assert not stat(monitor).holds
     client.close()
+
+
+def test_a_client_whose_loop_is_closed_is_unknown(
+    monitor: ResourceMonitor, redis_server: servers.Redis
+) -> None:
+    client = redis.asyncio.Redis(port=redis_server.port, **QUICK)
+
+    async def work() -> None:
+        await client.get("a")
+        monitor.manager.register(client, id="cache")
+        await eventually(lambda: health(monitor) is HealthStatus.UP, "up")
+
+    asyncio.run(work())
+    soon(lambda: health(monitor) is HealthStatus.UNKNOWN, "nobody can ask", 10)
+    assert monitor.health_of("cache").reason == "event loop closed"

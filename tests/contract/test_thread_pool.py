@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import threading
 import time
@@ -10,8 +11,10 @@ import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.thread import _WorkItem
+from pathlib import Path
 
 import pytest
+import sqlalchemy
 
 from tests.servers import wait_until
 from uno.core.monitoring.monitor import ResourceMonitor
@@ -112,6 +115,47 @@ def test_to_thread_keeps_the_name_of_its_caller(monitor: ResourceMonitor) -> Non
     assert any("test_to_thread_keeps_the_name_of_its_caller" in name for name in stat.callers), list(
         stat.callers
     )
+
+
+def test_what_a_task_does_in_a_thread_is_done_for_it(monitor: ResourceMonitor, tmp_path: Path) -> None:
+    engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path}/shop.db")
+    monitor.manager.register(engine, id="db")
+    monitor.tick()
+
+    def query() -> None:
+        with engine.connect() as connection:
+            connection.execute(sqlalchemy.text("SELECT 1"))
+
+    async def nightly_job() -> None:
+        loop = asyncio.get_running_loop()
+        await asyncio.to_thread(query)
+        await loop.run_in_executor(None, query)
+        await loop.run_in_executor(None, contextvars.copy_context().run, query)
+
+    asyncio.run(nightly_job())
+    stat = monitor.stat_of(monitor.manager.get("db"))
+    assert stat is not None
+    assert [(by.rpartition(".")[2], called.calls.value) for by, called in stat.callers.items()] == [
+        ("nightly_job", 3)
+    ]
+
+
+def test_threads_are_called_by_their_names_without_numbers(monitor: ResourceMonitor) -> None:
+    pool = ThreadPoolExecutor(1)
+    monitor.manager.register(pool, id="pool")
+    monitor.tick()
+
+    def send_mail() -> None:
+        pool.submit(int).result()
+
+    names = [None, None, "mailer-1", "mailer-2", "shop_3-4"]
+    for thread in [threading.Thread(target=send_mail, name=name) for name in names]:
+        thread.start()
+        thread.join()
+    stat = monitor.stat_of(monitor.manager.get("pool"))
+    assert stat is not None
+    callers = {by: called.calls.value for by, called in stat.callers.items()}
+    assert callers == {"thread send_mail": 2, "thread mailer": 2, "thread shop": 1}
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -473,6 +474,18 @@ def test_retry_after_is_honoured_even_by_a_flush(
     assert len(receiver.posts) == 1
     assert exporter.flush(20)
     assert receiver.posts[1].at - receiver.posts[0].at >= (2 if form == "seconds" else 1.9)
+
+
+@pytest.mark.parametrize("wait", ["0", "Wed, 21 Oct 2015 07:28:00 GMT"])
+def test_a_retry_after_of_no_time_is_none(monitor: ResourceMonitor, receiver: Receiver, wait: str) -> None:
+    monitor.add_metric("shop", Counter("orders")).inc()
+    receiver.script += [(503, {"retry-after": wait})] * 3
+    exporter = setup_otlp_exporter(monitor, receiver.url)
+    assert exporter.flush(30)
+    pauses = [after.at - before.at for before, after in itertools.pairwise(receiver.posts[:4])]
+    assert pauses[0] >= 0.4
+    assert pauses[1] >= 0.9
+    assert pauses[2] >= 1.9
 
 
 def test_a_long_retry_after_does_not_hold_the_end(monitor: ResourceMonitor, receiver: Receiver) -> None:

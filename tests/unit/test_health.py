@@ -77,9 +77,14 @@ FAILED = OK._replace(ping=False, ping_failures=2, ping_reason="TimeoutError")
         ),
         (OK._replace(levels={"queue_depth": WARNING, "lag": CRITICAL}), DEGRADED, "critical: lag"),
         (
-            OK._replace(ping=None, ping_reason="loop blocked"),
+            OK._replace(ping=None, ping_reason="overloaded"),
             UNKNOWN,
-            "no recent answer to a ping: loop blocked",
+            "no recent answer to a ping: overloaded",
+        ),
+        (
+            OK._replace(ping=None, ping_reason="event loop blocked"),
+            UNKNOWN,
+            "event loop blocked",
         ),
         (OK._replace(hung=True), DEGRADED, "a call hangs, and no connection is free to ask the server"),
         (OK._replace(hung=True, ping=None), UNKNOWN, "no recent answer to a ping"),
@@ -165,9 +170,29 @@ def test_a_ping_that_could_not_be_tried_is_no_evidence_until_it_lasts():
     book.record_ping("db", True, "", 0.0)
     for now, expected in ((10.0, UP), (20.0, UP), (30.0, UP), (40.0, UNKNOWN)):
         if now:
-            book.record_ping("db", None, "loop blocked", now)
+            book.record_ping("db", None, "overloaded", now)
         book.update(now, {})
         assert book.health("db", now).status is expected
+
+
+@pytest.mark.parametrize("reason", ["event loop blocked", "event loop closed", "event loop not running"])
+def test_what_an_event_loop_cannot_ask_twice_is_unknown_until_it_can(reason: str):
+    book = HealthBook(ping_interval=10.0)
+    book.record_ping("db", True, "", 0.0)
+    for now, expected in ((1.0, UP), (2.0, UNKNOWN), (3.0, UNKNOWN)):
+        book.record_ping("db", None, reason, now)
+        book.rejudge("db", now)
+        book.update(now, {})
+        assert book.health("db", now).status is expected
+    assert book.health("db", 3.0).reason == reason
+    book.record_untold("db", 4.0)  # the loop goes on; all connections are in use
+    book.update(4.0, {})
+    assert book.health("db", 4.0).status is UP
+    book.record_ping("db", None, reason, 5.0)
+    book.record_ping("db", True, "", 6.0)
+    book.record_ping("db", None, reason, 7.0)
+    book.update(7.0, {})
+    assert book.health("db", 7.0).status is UP
 
 
 def test_what_is_idle_or_used_up_keeps_its_last_answer():

@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from uno.core.monitoring.clock import Clock
-from uno.core.monitoring.health import HealthBook
+from uno.core.monitoring.health import NO_LOOP, HealthBook
 from uno.core.monitoring.instrumentation import OWN, CallScope, scope
 from uno.core.monitoring.metrics import CounterCell, MetricError, Spec
 from uno.core.monitoring.sampler import RETRY, Job, Mode, is_awaitable
@@ -41,6 +41,8 @@ PING_LATE, PING_TIMEOUT = 1.3, 1.8
 SILENT_SECONDS = 60.0
 MAX_REASONS = 10
 OWN_SCOPE = CallScope(OWN)
+#: Why nobody could be asked, which says nothing of the resource.
+_UNAVAILABLE = (*NO_LOOP, "overloaded")
 
 
 #: Whether this process was forked from one that had uno.
@@ -456,7 +458,7 @@ class Collection:
     def _pinged(self, resource: Resource, result: Any, error: BaseException | None, reason: str) -> None:
         if resource not in self._manager:
             return
-        unavailable = reason in ("event loop blocked", "overloaded", "event loop not running")
+        unavailable = reason in _UNAVAILABLE
         ok = (
             None
             if unavailable or (error is None and result is None)

@@ -84,6 +84,8 @@ NO_ANSWER: Final = "no answer yet"
 HUNG: Final = "a call hangs, and no connection is free to ask the server"
 #: The reason of a ping that a server refused since all its connections are in use.
 OUT_OF_CONNECTIONS: Final = "out of connections"
+#: The reasons of pings that an event loop could not make.
+NO_LOOP: Final = ("event loop blocked", "event loop not running", "event loop closed")
 
 
 # -- resources -----------------------------------------------------------------------------------------
@@ -131,7 +133,9 @@ def judge(seen: Evidence, failures: int = 2) -> tuple[HealthStatus, str]:
     if full and seen.hung:
         return saturated
     if seen.pinged and seen.ping is None:
-        return HealthStatus.UNKNOWN, _because("no recent answer to a ping", seen.ping_reason)
+        no_loop = seen.ping_reason in NO_LOOP
+        said = seen.ping_reason if no_loop else _because("no recent answer to a ping", seen.ping_reason)
+        return HealthStatus.UNKNOWN, said
     if seen.collected and not seen.collect and not seen.pinged:
         return HealthStatus.UNKNOWN, _because("no recent reading", seen.collect_reason)
     if full:
@@ -175,6 +179,7 @@ class _Record:
         "ping_reason",
         "ping_tried",
         "steady",
+        "untried",
         "unused",
     )
 
@@ -185,6 +190,7 @@ class _Record:
         self.ping_tried: float | None = None
         self.ping_failures = 0
         self.ping_reason = ""
+        self.untried = 0  # pings in a row that the event loop could not make
         self.unused = self.hung = False
         self.collect_good: float | None = None  # last success
         self.collect_tried: float | None = None
@@ -228,14 +234,18 @@ class HealthBook:
     def record_ping(
         self, resource_id: str, ok: bool | None, reason: str, now: float, *, confirmed: bool = False
     ) -> None:
-        """A ping ended. None as `ok`: it could not be tried (a blocked loop), which says nothing either way.
+        """A ping ended. None as `ok`: it could not be tried, which says nothing either way; `reason` says why. After
+        two that an event loop could not make, blocked or closed as it is, the last answer is not believed any more.
 
         `reason` is a category or an exception's type ("timeout", "ConnectionRefusedError"), never a message. A failure
         is `confirmed` when the application's own calls fail or hang as well: then it needs no second one.
         """
         record = self._record(resource_id)
         record.ping_tried, record.ping_reason, record.steady = now, reason, None
-        if ok is not None:
+        if ok is None:
+            record.untried += reason in NO_LOOP
+        else:
+            record.untried = 0
             record.ping_ok, record.ping_at = ok, now
             needed = self.failures if confirmed else 0
             record.ping_failures = 0 if ok else max(record.ping_failures + 1, needed)
@@ -250,9 +260,9 @@ class HealthBook:
         hangs, so that a good answer grows old.
         """
         record = self._record(resource_id)
-        if (record.hung, record.unused) != (hung, unused):
+        if (record.hung, record.unused, record.untried) != (hung, unused, 0):
             record.steady = None
-        record.hung = hung
+        record.hung, record.untried = hung, 0
         if record.ping_ok is None:
             record.unused = unused
         elif not (hung and record.ping_ok):
@@ -341,7 +351,7 @@ class HealthBook:
         interval = self.interval if record.interval is None else record.interval
         good = record.collect_good
         return (
-            now - record.ping_at <= STALE_AFTER * self.ping_interval,
+            record.untried < 2 and now - record.ping_at <= STALE_AFTER * self.ping_interval,
             good is not None and now - good <= STALE_AFTER * interval,
         )
 

@@ -36,6 +36,7 @@ class Hooks:
         self._kinds = kinds
         self._groups: dict[int, HookGroup] = {}
         self._off: dict[int, Off] = {}
+        self._parts: dict[int, int] = {}
         self._versions: dict[str, str] = {}
 
     def install(self, in_use: Container[object] = ()) -> None:
@@ -46,6 +47,9 @@ class Hooks:
         """
         for number, kind in enumerate(self._kinds):
             group = self._groups.get(number)
+            if group is not None and number not in self._off and self._parts.get(number, 0) != kind.parts():
+                group.undo()  # more of the library was loaded: its hooks are installed anew, as a whole
+                group = None
             if group is not None:
                 if group.off and number not in self._off:
                     self._switch_off(number, kind, "failures", group.off)
@@ -57,6 +61,7 @@ class Hooks:
                 self._groups[number] = HookGroup()
             elif kind.ready():
                 if not is_being_imported(kind.library):  # by another thread; the next tick comes soon
+                    self._parts[number] = kind.parts()
                     self._groups[number] = self._hook(number, kind)
             elif number not in self._off and kind.library in sys.modules and kind in in_use:
                 words = f"{self._named(kind)} has another shape than those that were tested"

@@ -218,7 +218,7 @@ def unscoped() -> str:
         task = sys.modules["asyncio"].current_task(loop)
         if task is not None:
             return _task_caller(getattr(task.get_coro(), "__qualname__", "task"))
-    return _thread.caller
+    return here.caller
 
 
 def _no_loop() -> Any:
@@ -239,14 +239,25 @@ def _task_caller(name: str) -> str:
     return f"task {name}"
 
 
-class _Thread(local):
-    """What this thread is called as a caller: its name when it first calls, without its number."""
+_NUMBERS = re.compile(r"(?:[-_]?\d+)+\Z")
+#: What Python calls a thread that has no name of its own.
+_NAMELESS = re.compile(r"Thread-\d+ \((.+)\)\Z")
+
+
+def _thread_caller(name: str) -> str:
+    nameless = _NAMELESS.match(name)
+    return f"thread {nameless[1] if nameless else _NUMBERS.sub('', name)}"
+
+
+class Here(local):
+    """What this thread is called as a caller: the name that it has when it first calls, without its number, or for
+    whom a pool's thread works."""
 
     def __init__(self) -> None:
-        self.caller = f"thread {current_thread().name.rstrip('0123456789').rstrip('-_')}"
+        self.caller = _thread_caller(current_thread().name)
 
 
-_thread = _Thread()
+here = Here()
 
 
 class Hold(NamedTuple):

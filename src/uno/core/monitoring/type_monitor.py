@@ -213,6 +213,11 @@ class ResourceTypeMonitor:
 
         return bool(self.library) and self.library in sys.modules
 
+    def parts(self) -> int:
+        """How much of what :meth:`install` hooks is loaded, where a library loads it in parts: hooks are installed anew
+        when it is more."""
+        return 0
+
     def statistics(self, target: Any) -> Mapping[str, float | None] | Awaitable[Mapping[str, float | None]]:
         """Numbers for ``Resource.get_statistics()``."""
         return {}

@@ -69,13 +69,12 @@ class HttpxClient(HttpMonitor):
             return Identity("http-client")
         return Identity(host, _place(target.base_url), {"server.address": host})
 
-    def ready(self) -> bool:
-        # httpx loads its pools with the first client
-        return super().ready() and f"{self.core}._async.connection_pool" in sys.modules
+    def parts(self) -> int:
+        return len(self._pool_hooks())
 
-    def install(self) -> list[Callable[[], None]]:
-        library = sys.modules[self.library]
-        undos = [install(library.Client, "send", _send), install(library.AsyncClient, "send", _async_send)]
+    def _pool_hooks(self) -> list[tuple[type, str, Any]]:
+        """What is hooked of the pools, which httpx loads with the first client that has one."""
+        hooks: list[tuple[type, str, Any]] = []
         for module, owner, name, wrap in (
             ("_synchronization", "Event", "wait", _wait),
             ("_synchronization", "AsyncEvent", "wait", _async_wait),
@@ -84,8 +83,13 @@ class HttpxClient(HttpMonitor):
         ):
             cls = getattr(sys.modules.get(f"{self.core}.{module}"), owner, None)
             if cls is not None and name in vars(cls):
-                undos.append(install(cls, name, wrap))
-        return undos
+                hooks.append((cls, name, wrap))
+        return hooks
+
+    def install(self) -> list[Callable[[], None]]:
+        library = sys.modules[self.library]
+        undos = [install(library.Client, "send", _send), install(library.AsyncClient, "send", _async_send)]
+        return undos + [install(*hook) for hook in self._pool_hooks()]
 
     def attach(self, target: Any) -> None:
         http_stat(target).pooled = next(_pools(target), None) is not None

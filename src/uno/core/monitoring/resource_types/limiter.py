@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from math import inf
 from time import monotonic, perf_counter
@@ -17,6 +18,7 @@ from typing import Any
 
 from uno.core.monitoring.instrumentation import (
     MAX_HOLDS,
+    CallScope,
     Hold,
     Site,
     Stat,
@@ -29,8 +31,10 @@ from uno.core.monitoring.instrumentation import (
     failures,
     install,
     is_application,
+    scope,
     stat_of,
     thread_position,
+    unscoped,
 )
 from uno.core.monitoring.names import pick
 from uno.core.monitoring.thresholds import Threshold
@@ -79,11 +83,16 @@ class CapacityLimiterMonitor(ResourceTypeMonitor):
         self.stat(target)
 
     def install(self) -> list[Callable[[], None]]:
-        limiter = sys.modules[_BACKEND].CapacityLimiter
+        limiter, backend = sys.modules[_BACKEND].CapacityLimiter, sys.modules[_BACKEND].AsyncIOBackend
         return [
             install(limiter, "acquire_on_behalf_of", _acquire),
             install(limiter, "acquire_on_behalf_of_nowait", _acquire_nowait),
             install(limiter, "release_on_behalf_of", _release),
+            *(
+                [install(backend, _THREADS, _named)]
+                if isinstance(vars(backend).get(_THREADS), classmethod)
+                else []
+            ),
         ]
 
     def stat(self, target: Any) -> Stat | None:
@@ -243,3 +252,21 @@ def _release(original: Any) -> Any:
             failures("CapacityLimiter.release", error)
 
     return release_on_behalf_of
+
+
+def _named(original: Any) -> Any:
+    """Lets the thread know for whom it works: it runs in a copy of the task's context, where a task has no name."""
+    run = original.__func__
+
+    def run_sync_in_worker_thread(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        return run(cls, *args, **kwargs) if scope.get() is not None else named(cls, args, kwargs)
+
+    async def named(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        token = scope.set(CallScope(unscoped()))
+        try:
+            return await run(cls, *args, **kwargs)
+        finally:
+            with suppress(ValueError):  # the coroutine was thrown away: that happens in another context
+                scope.reset(token)
+
+    return classmethod(run_sync_in_worker_thread)

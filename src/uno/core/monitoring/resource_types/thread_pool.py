@@ -29,6 +29,7 @@ from uno.core.monitoring.instrumentation import (
     describe_slow,
     failures,
     hang,
+    here,
     hung,
     install,
     scope,
@@ -290,7 +291,9 @@ def _run(original: Any) -> Any:
                 except AttributeError:  # before the hooks
                     submitted, name = None, caller()
                 if worker.caller != name:
-                    worker.caller = name  # it stays until the next task: nobody else runs in this thread
+                    # It stays until the next task: nobody else runs in this thread. A task that brings a context of
+                    # its own, as those of asyncio.to_thread do, finds no scope there.
+                    worker.caller = here.caller = name
                     scope.set(CallScope(name))
                 worker.item, future = self, self.future
                 worker.start = start = perf_counter()

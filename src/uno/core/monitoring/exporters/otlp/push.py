@@ -314,7 +314,7 @@ class OtlpExporter:
         if outcome.again and time.monotonic() - self._head_since < MAX_AGE:
             self._told = outcome.after is not None
             self._retry_at = time.monotonic() + (
-                self._pause() if outcome.after is None else max(0.05, outcome.after)
+                max(self._pause(), outcome.after or 0.0)  # a wrong clock there must not make us hurry
             )
             self._attempt += 1
             return
