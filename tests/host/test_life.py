@@ -108,13 +108,47 @@ def test_five_hundred_cycles_leave_nothing() -> None:
     assert asyncio.run(in_a_loop()) == 1
 
 
-def test_new_monitors_leave_nothing() -> None:
-    manager = ResourceManager()
-    before = threading.active_count()
+@pytest.mark.parametrize("shared", [True, False], ids=["one manager", "a manager each"])
+def test_new_monitors_leave_nothing(shared: bool) -> None:
+    def there() -> tuple[int, int, int]:
+        gc.collect()
+        return threading.active_count(), len(os.listdir("/proc/self/fd")), len(gc.callbacks)
+
+    def run(manager: ResourceManager) -> None:
+        with ResourceMonitor(manager, interval=0.01) as monitor:
+            monitor.manager.register(object(), id=f"busy-{id(monitor)}", read=slow)
+            until(lambda: monitor.store.frame is not None)
+
+    def slow() -> float:
+        time.sleep(0.02)
+        return 1.0
+
+    run(ResourceManager())  # what the process opens once
+    manager = ResourceManager() if shared else None
+    before = there()
     for _ in range(20):
-        with ResourceMonitor(manager, interval=0.01):
-            time.sleep(0.01)
-    until(lambda: threading.active_count() <= before)
+        run(manager or ResourceManager())
+    until(lambda: all(now <= then for now, then in zip(there(), before, strict=True)), 5)
+
+
+def test_a_monitor_that_stopped_holds_no_descriptor_and_goes_on_after_a_start() -> None:
+    before = len(os.listdir("/proc/self/fd")), len(gc.callbacks)
+    monitor = ResourceMonitor(ResourceManager(), interval=0.01)
+
+    def count() -> float | None:
+        return monitor.read("process", "cpython.gc.pauses", stat="count")
+
+    def more(pauses: float) -> bool:
+        return (count() or 0) > pauses
+
+    for _ in range(2):
+        with monitor:
+            until(lambda: (monitor.read("process", "process.memory.usage") or 0) > 0)
+            pauses = count() or 0
+            gc.collect()
+            until(partial(more, pauses))
+        assert len(os.listdir("/proc/self/fd")) <= before[0] + 1  # numpy and other modules may keep one
+        assert len(gc.callbacks) == before[1]
 
 
 def test_a_blocked_application_loop_costs_no_tick() -> None:

@@ -200,6 +200,9 @@ class ResourceMonitor:
                 if resource in self.manager:
                     self.manager.unregister(resource)
             self._built_in = [r for r in self._built_in if r in self.manager]
+            for resource in self._built_in:  # their descriptors; a tick by hand opens them again
+                if isinstance(resource.driver, ResourceTypeMonitor) and resource.target is not None:
+                    resource.driver.detach(resource.target)
             self.alerts.shutdown()
             self.manager.workers.close()
 

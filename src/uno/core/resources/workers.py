@@ -31,9 +31,13 @@ class Workers:
     def reinit_after_fork(self) -> None:
         """Begin anew without threads, as at first."""
         self._lock = threading.Lock()
-        self._jobs: queue.SimpleQueue[Callable[[], Callable[[], None]] | None] = queue.SimpleQueue()
+        #: how often it was closed before, and the job; None lets a thread end
+        self._jobs: queue.SimpleQueue[tuple[int, Callable[[], Callable[[], None]] | None]] = (
+            queue.SimpleQueue()
+        )
         self._threads = 0
         self._free = 0
+        self._closed = 0  # how often
 
     @property
     def room(self) -> bool:
@@ -56,6 +60,7 @@ class Workers:
             return partial(future.set_result, result)
 
         with self._lock:
+            closed = self._closed
             if self._free > 0:
                 self._free -= 1
             elif self._threads < self._max:
@@ -69,14 +74,14 @@ class Workers:
             else:
                 future.set_exception(OverloadedError(f"all {self._max} worker threads are busy"))
                 return future
-        self._jobs.put(job)
+        self._jobs.put((closed, job))
         return future
 
     def _work(self) -> None:
         jobs, lock = self._jobs, self._lock
         while True:
             try:
-                job = jobs.get(timeout=self._idle)
+                closed, job = jobs.get(timeout=self._idle)
             except queue.Empty:
                 with lock:
                     if self._free > 0:  # else a job is on its way to this thread
@@ -88,14 +93,22 @@ class Workers:
                 return
             tell = job()
             with lock:
-                self._free += 1  # before anybody hears of the result: they may submit again at once
+                over = closed != self._closed
+                if over:  # closed since it was submitted
+                    self._threads -= 1
+                else:
+                    self._free += 1  # before anybody hears of the result: they may submit again at once
             tell()
+            if over:
+                return
             del job, tell  # nothing of the application is kept while idle
 
     def close(self) -> None:
-        """Let the idle threads end at once; a hung one is left behind (it is a daemon)."""
+        """Let the idle threads end at once, and busy ones with their job; one that hangs is left behind (it is a
+        daemon)."""
         with self._lock:
             idle, self._free = self._free, 0
+            self._closed += 1
             self._threads -= idle
         for _ in range(idle):
-            self._jobs.put(None)
+            self._jobs.put((self._closed, None))

@@ -7,8 +7,9 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from uno.core.monitoring.metrics import HistogramCell
 from uno.core.monitoring.names import pick
@@ -17,6 +18,18 @@ from uno.core.monitoring.resource_types._procfs import ProcFile
 from uno.core.monitoring.thresholds import Threshold
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
 from uno.core.resources import Identity, Resource
+
+
+def _weakly(target: ProcessTarget) -> Callable[[str, dict[str, int]], None]:
+    """A callback for the garbage collector that does not keep ``target`` alive."""
+    reference = weakref.ref(target)
+
+    def on_gc(phase: str, info: dict[str, int]) -> None:
+        living = reference()
+        if living is not None:
+            living.on_gc(phase)
+
+    return on_gc
 
 
 class ProcessTarget:
@@ -31,20 +44,25 @@ class ProcessTarget:
         self._stat = ProcFile("/proc/self/stat")
         self._last: tuple[int, float, float] | None = None  # pid, time, CPU time
         self._paused_at = 0.0
+        self._callback = _weakly(self)
 
     def start(self) -> None:
         """Begin to time the garbage collector."""
-        if self._on_gc not in gc.callbacks:
-            gc.callbacks.append(self._on_gc)
+        if self._callback not in gc.callbacks:
+            gc.callbacks.append(self._callback)
 
     def stop(self) -> None:
-        """Undo start() and give the descriptor back."""
-        if self._on_gc in gc.callbacks:
-            gc.callbacks.remove(self._on_gc)
+        """Undo start() and give the descriptors back; a later reading opens them again."""
+        if self._callback in gc.callbacks:
+            gc.callbacks.remove(self._callback)
         self._stat.close()
         self.group.close()
 
-    def _on_gc(self, phase: str, info: dict[str, int]) -> None:
+    def __del__(self) -> None:
+        self.stop()
+
+    def on_gc(self, phase: str) -> None:
+        """A collection begins ("start") or ends."""
         # Runs inside of every collection, in whichever thread caused it.
         if phase == "start":
             self._paused_at = time.perf_counter()
@@ -139,6 +157,7 @@ class ProcessMonitor(ResourceTypeMonitor):
 
     def collect_metrics(self, resource: Resource) -> None:
         target: ProcessTarget = resource.target
+        target.start()  # another monitor with the same manager may have stopped it
         used, cores = target.cpu()
         memory, threads, uptime = target.memory_threads_uptime()
         update = self.update_metric
