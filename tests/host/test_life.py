@@ -12,6 +12,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import psutil
 import pytest

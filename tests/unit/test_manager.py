@@ -19,7 +19,7 @@ import sqlalchemy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uno.core.monitoring.resources import ResourceMonitor
+from uno.core.monitoring.resources import Counter, ResourceMonitor
 from uno.core.resources import (
     DuplicateResourceError,
     GoneError,
@@ -165,11 +165,48 @@ def test_duplicates(manager: ResourceManager) -> None:
     ) as caught:
         manager.register(Thing(), id="main-db")
     assert caught.value.id == "main-db"
-    with pytest.raises(DuplicateResourceError) as caught:
+    with pytest.raises(
+        DuplicateResourceError, match=r"registered already, as 'main-db'.*before 'other'"
+    ) as caught:
         manager.register(thing, id="other")
     assert caught.value.id == "main-db", "the object is known under another id"
     assert [r.id for r in manager] == ["main-db"]
     assert isinstance(caught.value, ValueError)
+
+
+SECRET = "postgresql://uno:c4n4ry@db/shop"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [{"id": SECRET}, {"name": SECRET}, {"type": SECRET}, {"labels": {"dsn": SECRET}}, {"labels": {SECRET: "x"}},
+     {"depends_on": [SECRET]}, {"depends_on": SECRET}],
+)  # fmt: skip
+def test_an_address_with_a_password_is_refused_wherever_it_is_shown(
+    manager: ResourceManager, words: dict[str, Any]
+) -> None:
+    with pytest.raises(ResourceError) as caught:
+        manager.register(Thing(), **words)
+    assert "c4n4ry" not in str(caught.value)
+    assert len(manager) == 0
+    with pytest.raises(UnknownResourceError) as unknown:
+        manager.get(SECRET)
+    assert "c4n4ry" not in str(unknown.value)
+
+
+async def test_what_names_itself_by_an_address_shows_no_password(manager: ResourceManager) -> None:
+    resource = manager.register(None, id="odd", read=lambda: {SECRET: 1})
+    assert await resource.get_statistics() == {"postgresql://***@db/shop": 1}
+    counter = Counter("queries", labels=["dsn"])
+    counter.labels(SECRET).inc()
+    counter[SECRET].inc()
+    assert [(labels, cell.value) for labels, cell in counter.cells()] == [(("postgresql://***@db/shop",), 2)]
+
+
+async def test_statistics_without_any_number_are_told(manager: ResourceManager) -> None:
+    resource = manager.register(None, id="odd", read=lambda: {"pool": {"used": 1}})
+    with pytest.raises(ResourceError, match="'odd': none of its statistics is a number by name: 'pool'"):
+        await resource.get_statistics()
 
 
 def test_unknown_ids_name_near_ones(manager: ResourceManager) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import logging
+import re
 import subprocess
 import sys
 import textwrap
@@ -722,7 +723,11 @@ def test_one_that_fails_now_so_now_otherwise_says_each_once(
     def said() -> list[str]:
         words = [record.getMessage().removeprefix("odd: read ") for record in caplog.records]
         caplog.clear()
-        return words
+        places = [word.partition(" at ")[2] for word in words]
+        assert all(re.fullmatch(r"(tests/unit/test_monitor.py:\d+ in read)?", place) for place in places), (
+            places
+        )
+        return [word.partition(" at ")[0] for word in words]
 
     def ticks(*errors: Exception | None) -> None:
         nonlocal outcomes

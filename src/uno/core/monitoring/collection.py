@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from uno.core.monitoring.clock import Clock
 from uno.core.monitoring.health import NO_LOOP, HealthBook
-from uno.core.monitoring.instrumentation import OWN, CallScope, scope
+from uno.core.monitoring.instrumentation import OWN, CallScope, raised_at, scope
 from uno.core.monitoring.metrics import CounterCell, MetricError, Spec
 from uno.core.monitoring.sampler import RETRY, Job, Mode, is_awaitable
 from uno.core.monitoring.series import Batch, SeriesStore, current_batch
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor, ask
-from uno.core.resources import Resource, ResourceManager
+from uno.core.resources import Resource, ResourceError, ResourceManager
 from uno.core.resources.resource import numbers_of
 
 if TYPE_CHECKING:
@@ -390,8 +390,14 @@ class Collection:
         self._store.blank(resource.id, source)
         self.failures.setdefault((resource.id, reason), CounterCell()).inc()
         if self._told.setdefault((resource.id, source), _Told()).is_news(reason, now):
-            detail = f": {error}" if isinstance(error, MetricError) else ""  # our own words are safe to show
-            log.warning("%s: %s gave nothing (%s)%s", resource.id, source, reason, detail)
+            own = isinstance(error, MetricError | ResourceError)  # our own words are safe to show
+            log.warning(
+                "%s: %s gave nothing (%s)%s",
+                resource.id,
+                source,
+                reason,
+                f": {error}" if own else raised_at(error),
+            )
 
     def _give_way(self, resource: Resource, source: str, batch: Batch) -> None:
         """The plain numbers of a custom resource give way to what type monitors declare."""

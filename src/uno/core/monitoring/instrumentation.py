@@ -175,6 +175,18 @@ def describe_site(site: Site | None) -> str:
     return f"{short_path(code.co_filename)}:{line} in {code.co_name}"
 
 
+def raised_at(error: BaseException) -> str:
+    """``" at shop/pumps.py:12 in read"``: the innermost place of the application that an error came through; ""
+    where there is none."""
+    found, traceback = "", error.__traceback__
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        if is_application(code):
+            found = f" at {describe_site((code, traceback.tb_lasti))}"
+        traceback = traceback.tb_next
+    return found
+
+
 def short_path(filename: str) -> str:
     """A file name without what is the same for all: relative to the working directory or the import path."""
     best = filename

@@ -14,6 +14,7 @@ from keyword import iskeyword
 from math import inf, isfinite, nan
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, TypeVar
 
+from uno.core.masking import masked
 from uno.core.monitoring.buckets import Distribution as Distribution
 from uno.core.monitoring.buckets import NativeBuckets as NativeBuckets
 from uno.core.monitoring.buckets import Sketch as Sketch
@@ -82,6 +83,7 @@ def clean_label(value: object) -> str:
         text = str(value)
     else:
         raise MetricError(f"label values are str, int, float or bool, not {type(value).__name__}")
+    text = masked(text)
     return text if len(text) <= MAX_LABEL_LENGTH else text[: MAX_LABEL_LENGTH - 1] + "…"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from uno.core.masking import masked
+
 
 def near(word: str, known: Iterable[str]) -> str:
     """``" Did you mean 'x'?"`` for what is nearest among ``known``; else what there is; else nothing."""
@@ -24,7 +26,7 @@ def shown(value: object) -> str:
     """A wrong argument in a message: text and numbers as they are, of any other object its class, since its own text
     may hold a password."""
     if value is None or isinstance(value, (str, int, float)):
-        text = repr(value)
+        text = masked(repr(value))
         return text if len(text) <= 100 else text[:100] + "…"
     return f"an object of class {type(value).__name__}"
 
@@ -51,10 +53,12 @@ class ResourceError(ValueError):
 class DuplicateResourceError(ResourceError):
     """The id (attribute ``id``) belongs to another resource already."""
 
-    def __init__(self, id: str) -> None:
+    def __init__(self, id: str, asked: str | None = None) -> None:
         self.id = id
         super().__init__(
             f"resource {id!r} is registered already; choose another id=, or unregister({id!r}) first"
+            if asked is None or asked == id
+            else f"this object is registered already, as {id!r}; use that, or unregister({id!r}) before {asked!r}"
         )
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
+from uno.core.masking import masked
 from uno.core.resources.errors import (
     DuplicateResourceError,
     ResourceError,
@@ -19,8 +19,6 @@ from uno.core.resources.resource import ID, Driver, Identity, Resource
 from uno.core.resources.workers import Workers
 
 CUSTOM = "custom"
-#: An address with user and password: no text for people.
-_ADDRESS = re.compile(r"://[^/?#\s]*:[^/?#\s]*@")
 #: Prometheus and uno set these themselves.
 RESERVED_LABELS = frozenset(("resource", "le", "quantile"))
 
@@ -98,8 +96,12 @@ class ResourceManager:
             raise ResourceError(f"read= is called without arguments, and this function needs some: {why}")
         if loop is not None and not callable(getattr(loop, "call_soon_threadsafe", None)):
             raise ResourceError(f"loop= is the event loop that owns the object, not {_kind(loop)}")
-        for what, text in (("id", id), ("name", name)):
-            if isinstance(text, str) and _ADDRESS.search(text):
+        labels, depends_on = _checked_labels(labels), _checked_needs(depends_on)
+        for what, text in (
+            ("id", id), ("name", name), ("type", type), *(("depends_on", need) for need in depends_on),
+            *(("labels", part) for pair in labels.items() for part in pair),
+        ):  # fmt: skip
+            if isinstance(text, str) and masked(text) != text:
                 raise ResourceError(
                     f"{what}= is shown everywhere, and this address holds a password; use another"
                 )
@@ -117,7 +119,7 @@ class ResourceManager:
             while unique in self._resources:
                 n += 1
                 unique = f"{id}-{n}"
-            return self._add(obj, driver, unique, None, None, None, (), None, loop, discovered=True, how=how)
+            return self._add(obj, driver, unique, None, None, {}, (), None, loop, discovered=True, how=how)
 
     def _add(
         self,
@@ -126,8 +128,8 @@ class ResourceManager:
         id: str | None,
         name: str | None,
         type: str | None,
-        labels: Mapping[str, str] | None,
-        depends_on: Iterable[str | Resource],
+        labels: Mapping[str, str],
+        depends_on: tuple[str, ...],
         read: Callable[[], Any] | None,
         loop: Any,
         *,
@@ -150,13 +152,12 @@ class ResourceManager:
             raise ResourceError(
                 f"bad resource type {shown(type)}: use letters, digits and _, for example 'database'"
             )
-        labels, needs = _checked_labels(labels), _checked_needs(depends_on)
         with self._lock:  # also while listeners are told, so that they hear of things in their order
             twin = self.of(obj) if obj is not None else None
             if twin is None and driver is not None:
                 twin = self.of(driver.stand_in(obj))
             if twin is not None and not twin.discovered:
-                raise DuplicateResourceError(twin.id)
+                raise DuplicateResourceError(twin.id, id)
             if id is None:
                 id = self._free_id(identity.name or ("" if type == CUSTOM else type) or _plain_name(obj))
             if id in self._resources and self._resources[id] is not twin:
@@ -168,7 +169,7 @@ class ResourceManager:
                 type=type,
                 labels={**identity.labels, **labels},
                 endpoint=identity.endpoint,
-                depends_on=needs,
+                depends_on=depends_on,
                 driver=driver,
                 read=read,
                 loop=loop if loop is not None else _running_loop(),
@@ -295,14 +296,14 @@ def _checked_labels(labels: Mapping[str, str] | None) -> Mapping[str, str]:
 
 def _checked_needs(depends_on: Iterable[str | Resource]) -> tuple[str, ...]:
     if isinstance(depends_on, str):
-        raise ResourceError(f"depends_on is a sequence of ids: depends_on=[{depends_on!r}]")
+        raise ResourceError(f"depends_on is a sequence of ids: depends_on=[{shown(depends_on)}]")
     if isinstance(depends_on, Resource) or not isinstance(depends_on, Iterable):
         raise ResourceError(f"depends_on is a sequence of ids or resources, not {_kind(depends_on)}")
     needs = tuple(need.id if isinstance(need, Resource) else need for need in depends_on)
     for need in needs:
         if not (isinstance(need, str) and ID.match(need)):
             raise ResourceError(
-                f"depends_on names resources by their ids, not by {need!r}"
+                f"depends_on names resources by their ids, not by {shown(need)}"
                 if isinstance(need, str)
                 else f"depends_on is a sequence of ids or resources, not of {_kind(need)}"
             )

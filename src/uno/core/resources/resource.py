@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from uno.core.masking import masked
 from uno.core.records import NamedTuple
-from uno.core.resources.errors import ResourceError
+from uno.core.resources.errors import ResourceError, shown
 
 if TYPE_CHECKING:
     import asyncio
@@ -168,7 +169,11 @@ def numbers_of(id: str, found: object) -> dict[str, float | None]:
     for name, value in found.items():
         number = _number(value)
         if isinstance(name, str) and name and (value is None or number is not None):
-            numbers[name] = number
+            numbers[masked(name)] = number
+    if found and not numbers:
+        raise ResourceError(
+            f"{id!r}: none of its statistics is a number by name: {shown(next(iter(found)))}, ..."
+        )
     return numbers
 
 
