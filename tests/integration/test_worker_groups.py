@@ -649,3 +649,15 @@ def test_what_workers_cannot_be(bad: object) -> None:
 
     with pytest.raises(TypeError, match="workers="):
         ResourceMonitor(workers=bad)  # type: ignore[arg-type]
+
+
+def test_a_directory_that_is_not_there_is_made(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from uno.core.monitoring.resources import ResourceMonitor
+
+    with ResourceMonitor(workers=tmp_path / "run" / "shop"):
+        assert (tmp_path / "run" / "shop").is_dir()
+    assert caplog.records == []
+    (tmp_path / "file").write_text("")
+    with ResourceMonitor(workers=tmp_path / "file"):
+        pass
+    assert f"{tmp_path / 'file'}: " in caplog.text

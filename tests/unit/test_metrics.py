@@ -23,6 +23,7 @@ from uno.core.monitoring.metrics import (
     MetricError,
     Sketch,
 )
+from uno.core.monitoring.names import wire_name
 from uno.core.monitoring.resources import Counter, Gauge, Histogram
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -553,3 +554,13 @@ def test_many_values_at_once_are_counted_as_one_by_one(at, width, many) -> None:
 
 def test_an_empty_sketch_knows_nothing() -> None:
     assert all(math.isnan(value) for value in Sketch().quantiles((0.5, 0.95)))
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "expected"),
+    [("shop.wait", "ms", "shop_wait_milliseconds"), ("shop.wait", "s", "shop_wait_seconds"),
+     ("shop.size", "MiBy", "shop_size_mebibytes"), ("shop.orders", "{order}", "shop_orders"),
+     ("shop.wait_milliseconds", "ms", "shop_wait_milliseconds"), ("wait", "ms", "wait")],
+)  # fmt: skip
+def test_units_end_prometheus_names_as_opentelemetry_has_them(name: str, unit: str, expected: str) -> None:
+    assert wire_name(Gauge(name, unit=unit).spec) == expected

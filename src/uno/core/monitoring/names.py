@@ -373,7 +373,14 @@ SHORT: dict[str, dict[str, str]] = {
     },
 }
 
-_SUFFIX = {"s": "seconds", "By": "bytes", "1": "ratio"}
+#: The words of units (UCUM), as they end a Prometheus name: those that OpenTelemetry's rules for Prometheus have.
+UNIT_WORDS = {
+    "d": "days", "h": "hours", "min": "minutes", "s": "seconds", "ms": "milliseconds", "us": "microseconds",
+    "ns": "nanoseconds", "By": "bytes", "KiBy": "kibibytes", "MiBy": "mebibytes", "GiBy": "gibibytes",
+    "TiBy": "tibibytes", "KBy": "kilobytes", "MBy": "megabytes", "GBy": "gigabytes", "TBy": "terabytes",
+    "m": "meters", "g": "grams", "V": "volts", "A": "amperes", "J": "joules", "W": "watts", "Cel": "celsius",
+    "Hz": "hertz", "%": "percent", "1": "ratio",
+}  # fmt: skip
 _UNWIRED = re.compile(r"[^A-Za-z0-9_:]")
 
 
@@ -455,7 +462,7 @@ def wire_name(spec: Spec) -> str:
     if not name or name[0].isdigit():
         name = "_" + name
     if "." in spec.name:
-        suffix = _SUFFIX.get(spec.unit)
+        suffix = UNIT_WORDS.get(spec.unit)
         if suffix and not (suffix == "ratio" and spec.kind != "gauge") and not name.endswith("_" + suffix):
             name += "_" + suffix
         if spec.kind == "counter":

@@ -135,6 +135,8 @@ class WorkerSharing:
         from uno.core.monitoring.workers.member import Member
 
         try:
+            if self._given is not None:
+                os.makedirs(self._given, mode=0o700, exist_ok=True)
             return Member(key, self._store, self._left or self._store, keep_for=self._forked_from)
         except locks.BusyError:  # the next tick tries again
             self._waiting = self._waiting or type(self._store)()
@@ -142,7 +144,7 @@ class WorkerSharing:
         except OSError as error:
             self._waiting = None
             self._failed = True
-            reason = error.strerror or str(error)
+            reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
             log.warning("this worker shows its own numbers only, it cannot share with the others: %s", reason)
             return None
 

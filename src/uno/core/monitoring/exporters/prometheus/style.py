@@ -17,6 +17,7 @@ from uno.core.monitoring.exporters.prometheus.escaping import (
     prometheus_name,
 )
 from uno.core.monitoring.exporters.prometheus.negotiation import Format
+from uno.core.monitoring.names import UNIT_WORDS
 from uno.core.monitoring.series import Series
 from uno.core.records import NamedTuple
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
     from uno.core.monitoring.exporters.prometheus.layout import Family
 
-#: The word of a unit, as it ends a name.
-_UNITS = {"s": "seconds", "By": "bytes", "1": "ratio"}
 #: One series of a chunk: labels as text, created, exemplars by bucket (0 for a counter).
 Exemplars = Mapping[int, Exemplar] | None
 
@@ -105,7 +104,7 @@ class Style:
     def unit(self, family: Family) -> str:
         """The unit's word, where the family's name ends in it."""
         unit, name = family.unit, family.names.family.removesuffix("_total")
-        for word in (_UNITS.get(unit, ""), unit):
+        for word in (UNIT_WORDS.get(unit, ""), unit):
             if word and word.isascii() and word.isidentifier() and name.endswith("_" + word):
                 return word
         return ""
