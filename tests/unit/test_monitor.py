@@ -28,6 +28,7 @@ from sqlalchemy import text
 from sqlalchemy.pool import QueuePool
 
 from uno.core.monitoring import collection
+from uno.core.monitoring.health import HealthStatus
 from uno.core.monitoring.integration import setup_monitoring, setup_prometheus_exporter
 from uno.core.monitoring.resources import (
     AlertLevel,
@@ -911,6 +912,20 @@ def test_holders(monitor: ResourceMonitor, engine: sqlalchemy.Engine) -> None:
         connection.close()
     waiting.join()
     assert monitor.holders("main-db") == []
+
+
+def test_a_pool_that_was_used_up_before_it_was_asked_is_up(monitor: ResourceMonitor, tmp_path: Path) -> None:
+    engine = sqlalchemy.create_engine(
+        f"sqlite:///{tmp_path}/shop.db", poolclass=QueuePool, pool_size=1, max_overflow=0
+    )
+    monitor.tick()
+    monitor.manager.register(engine, id="db")
+    with engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+        time.sleep(0.7)
+        monitor.tick()
+        assert monitor.health_of("db").status is HealthStatus.UP
+    monitor.stop()
 
 
 def test_the_map_shows_what_is_down(monitor: ResourceMonitor) -> None:

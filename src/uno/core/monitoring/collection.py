@@ -419,6 +419,10 @@ class Collection:
         elif ask(driver.seems_up, target, otherwise=False):
             job.not_before = max(job.not_before, time.monotonic() + RETRY / 2)
             self._heard(resource, True, "")
+        elif not self._health.answered(resource.id):  # a success of before this tick is better than no word
+            stat = ask(driver.stat, target, otherwise=None)
+            if stat is not None and stat.last_ok > stat.last_error:
+                self._heard(resource, True, "")
 
     def _ping_seconds(self, resource: Resource) -> float:
         driver, target = resource.driver, resource.target
