@@ -57,6 +57,22 @@ def test_depth_limit_and_counts(monitor: ResourceMonitor, make: type[queue.Queue
     eventually(monitor, 0.75, "uno.resource.utilization")
 
 
+def test_what_one_monitor_leaves_another_goes_on_to_watch(monitor: ResourceMonitor) -> None:
+    jobs: queue.Queue[int] = queue.Queue()
+    monitor.manager.register(jobs, id="jobs")
+    with ResourceMonitor(ResourceManager(), interval=0.05) as other:
+        other.manager.register(jobs, id="jobs")
+        for number in range(5):
+            jobs.put(number)
+        eventually(other, 5, "task_queue.enqueued", stat="total")
+        other.manager.unregister("jobs")
+    for number in range(3):
+        jobs.put(number)
+    eventually(monitor, 8, "task_queue.enqueued", stat="total")
+    monitor.manager.unregister("jobs")
+    assert not [name for name in vars(jobs) if "uno" in name]
+
+
 def test_producers_and_consumers_that_wait(monitor: ResourceMonitor) -> None:
     jobs: queue.Queue[int] = queue.Queue(1)
     monitor.manager.register(jobs, id="jobs")

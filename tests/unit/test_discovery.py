@@ -139,8 +139,9 @@ def test_named_inside_containers_attributes_and_applications(monitor: ResourceMo
         "shopapp.main.pools.thumb-nails",
         "shopapp.main.service._own",
         "shopapp.main.service.pool",
+        "shopapp.main.slotted.pool",
     ]
-    assert len([r for r in found if r.id.startswith("thread-pool")]) >= 2, "others without a name"
+    assert len([r for r in found if r.id.startswith("thread-pool")]) >= 1, "others without a name"
 
 
 PROGRAM = """
@@ -160,6 +161,45 @@ PROGRAM = """
     monitor = ResourceMonitor()
     print(json.dumps([r.id for r in monitor.discover_all_resources()]))
 """
+
+
+def test_named_by_classes_and_slots(monitor: ResourceMonitor, package: Any) -> None:
+    package(
+        jobs="""
+            import queue
+            import sqlalchemy
+            from dataclasses import dataclass, field
+
+            touched = []
+
+            class Repo:
+                engine = sqlalchemy.create_engine("sqlite://")
+
+                @property
+                def lazy(self):
+                    touched.append("lazy")
+
+            class Worker:
+                jobs = queue.Queue()
+
+            @dataclass(slots=True)
+            class Deps:
+                mails: queue.Queue = field(default_factory=queue.Queue)
+                later: queue.Queue = field(init=False)
+
+                @property
+                def lazy(self):
+                    touched.append("lazy")
+
+            deps = Deps()
+            repo = Repo()
+            Outside = queue.Queue
+        """,
+        main="from shopapp.jobs import Repo, Worker, deps",
+    )
+    ids = {r.id for r in monitor.discover_all_resources() if "shopapp" in r.id}
+    assert ids == {"shopapp.jobs.Repo.engine", "shopapp.jobs.Worker.jobs", "shopapp.jobs.deps.mails"}
+    assert sys.modules["shopapp.jobs"].touched == []
 
 
 def test_a_key_that_may_be_a_secret_is_no_name(monitor: ResourceMonitor, package: Any) -> None:

@@ -16,8 +16,9 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import compress
-from types import ModuleType
+from types import MemberDescriptorType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from uno.core.monitoring.instrumentation import announced, is_first_party
@@ -255,14 +256,32 @@ def _inside(value: Any, cls: type) -> list[tuple[str, Any]] | None:
     if dotted in HOLDERS or any(f"{b.__module__}.{b.__qualname__}" in HOLDERS for b in cls.__mro__):
         found = [(k, v) for k, v in _items(vars(value)) if k in ("state", "_state")]
         return found if not found or found[0][0] != "_state" else _inside(found[0][1], dict)
+    if issubclass(cls, type):  # never by __class__, which wakes what is lazy
+        return _items(dict(vars(value)))[:MAX_ITEMS] if _is_ours(value) else None
+    if cls is ModuleType or not _is_ours(cls):
+        return None
+    found = _slots(value, cls)
+    with suppress(AttributeError):
+        found += _items(object.__getattribute__(value, "__dict__"))
+    return found[:MAX_ITEMS]
+
+
+def _is_ours(cls: type) -> bool:
+    """Whether a class is the application's."""
     module = sys.modules.get(cls.__module__)
     file = getattr(module, "__file__", None) if type(module) is ModuleType else None
-    if isinstance(file, str) and is_first_party(file) and cls is not ModuleType and not issubclass(cls, type):
-        try:
-            return _items(object.__getattribute__(value, "__dict__"))[:MAX_ITEMS]
-        except AttributeError:
-            return None
-    return None
+    return isinstance(file, str) and is_first_party(file)
+
+
+def _slots(value: Any, cls: type) -> list[tuple[str, Any]]:
+    """What an object has in slots. No code of the application runs for it: a slot is no property."""
+    found = []
+    for base in cls.__mro__:
+        for name, slot in list(vars(base).items()) if "__slots__" in vars(base) else ():
+            if type(slot) is MemberDescriptorType:
+                with suppress(AttributeError):  # it is empty
+                    found.append((name, slot.__get__(value, cls)))
+    return found
 
 
 def _as_id(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -29,6 +30,9 @@ from uno.core.resources import Identity, Resource
 
 #: Times of putting that are kept for each queue; of more waiting items the oldest are of unknown age.
 MAX_TIMES = 100_000
+
+
+_attaching = threading.RLock()
 
 
 class TaskQueue(ResourceTypeMonitor):
@@ -69,15 +73,25 @@ class TaskQueue(ResourceTypeMonitor):
         return Identity("queue", labels={"kind": f"{type(target).__module__}.{type(target).__name__}"})
 
     def attach(self, target: Any) -> None:
-        if _has_stat(target) and "since" not in stat_of(target).extra:
+        if not _has_stat(target):
+            return
+        with _attaching:
             extra = stat_of(target).extra
-            extra["since"] = monotonic()
-            if type(target)._get in (asyncio.Queue._get, queue.Queue._get):
-                extra["times"] = deque(maxlen=MAX_TIMES)
+            extra["monitors"] = extra.get("monitors", 0) + 1
+            if "since" not in extra:
+                extra["since"] = monotonic()
+                if type(target)._get in (asyncio.Queue._get, queue.Queue._get):
+                    extra["times"] = deque(maxlen=MAX_TIMES)
 
     def detach(self, target: Any) -> None:
-        if _has_stat(target):
-            target.__dict__.pop(ATTRIBUTE, None)
+        """Without a Stat the hooks pass a queue by; several monitors of one process share it."""
+        if not _has_stat(target):
+            return
+        with _attaching:
+            extra = stat_of(target).extra
+            extra["monitors"] = extra.get("monitors", 1) - 1
+            if extra["monitors"] <= 0:
+                target.__dict__.pop(ATTRIBUTE, None)
 
     def install(self) -> list[Callable[[], None]]:
         undo = [
@@ -209,7 +223,6 @@ def _consumer() -> int:
     """Who is taking: the task, else the thread."""
     if asyncio._get_running_loop() is not None:
         return id(asyncio.current_task())
-    import threading
 
     return threading.get_ident()
 
