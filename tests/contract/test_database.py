@@ -195,13 +195,38 @@ def test_a_leak_is_named_to_the_line(shop: Watched, engine: sa.Engine) -> None:
     shop.until(0, "uno.db.client.connection.oldest_use")
 
 
-def test_a_connection_that_is_dropped_is_no_longer_held(shop: Watched, engine: sa.Engine) -> None:
-    dropped = engine.raw_connection()
-    shop.until(1, "connections", **USED)
-    del dropped
-    gc.collect()
+def test_a_connection_that_is_dropped_is_no_longer_held_and_told(shop: Watched, engine: sa.Engine) -> None:
+    def forget() -> None:
+        dropped = engine.raw_connection()
+        shop.until(1, "connections", **USED)
+        del dropped
+        gc.collect()
+
+    shop.until(0, "uno.connection.leaked", "total")
+    with engine.connect() as connection:
+        time.sleep(0.01)
+        connection.execute(sa.text("SELECT 1"))
+    detached = engine.raw_connection()
+    time.sleep(0.01)
+    detached.detach()
+    detached.close()
+    for _ in range(3):
+        forget()
     shop.until(0, "connections", **USED)
     assert shop.sites() == {}
+    shop.until(3, "uno.connection.leaked", "total")
+    place = f"tests/contract/test_database.py:{forget.__code__.co_firstlineno + 1} in forget"
+    assert (
+        shop.explain("uno.connection.leaked") == f"3 never returned, taken at {place} for thread MainThread"
+    )
+
+    def firing() -> list[str]:
+        return [
+            alert.cause for alert in shop.monitor.alerts.active() if alert.metric == "uno.connection.leaked"
+        ]
+
+    kit.wait_until(firing, 10, "an alert")
+    assert place in firing()[0]
 
 
 def test_a_detached_connection_leaves_the_pool(shop: Watched, engine: sa.Engine) -> None:
@@ -407,6 +432,25 @@ async def test_async_leaks_are_named_through_greenlets(
     assert "in leak for task test_async_leaks" in shop.explain()
     for connection in leaked:
         await connection.close()
+
+
+@pytest.mark.filterwarnings("ignore:The garbage collector is trying to clean up")
+async def test_an_async_connection_that_is_dropped_is_told(
+    monitor: ResourceMonitor, aengine: AsyncEngine
+) -> None:
+    shop = Watched(monitor, aengine)
+
+    async def forget() -> None:
+        await (await aengine.connect()).execute(sa.text("SELECT 1"))
+        await asyncio.sleep(0.01)
+
+    async with aengine.connect():
+        await asyncio.sleep(0.01)
+    await forget()
+    gc.collect()
+    await shop.soon(1, "uno.connection.leaked", "total")
+    place = f"tests/contract/test_database.py:{forget.__code__.co_firstlineno + 1} in forget"
+    assert place in shop.explain("uno.connection.leaked")
 
 
 async def test_a_cancelled_query_is_no_error_and_leaves_nothing(

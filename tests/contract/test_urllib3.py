@@ -175,7 +175,7 @@ def test_an_unread_answer_is_a_leak_with_a_name(api: Watched, client: Client) ->
     # urllib3 itself gets a slot back only when the answer was read
     wait_until(lambda: api.sites() == {}, 5, "nobody holds it")
     if client.kind != "session":
-        wait_until(lambda: "1 never returned, from " in api.explain(), 5, "it is told")
+        wait_until(lambda: "1 never returned, taken at " in api.explain(), 5, "it is told")
         assert "in unread" in api.explain()
 
 

@@ -493,6 +493,45 @@ def describe_holds(stat: Stat, noun: str, limit: float | None = None, *, most: i
     return f"{total}{of} {noun}{'' if total == 1 and not of else 's'} held: {places}{more}"
 
 
+MAX_LOST = 16
+
+
+class Lost:
+    """What was taken and then dropped without being returned: how often, and how often from where and for whom."""
+
+    __slots__ = ("count", "places")
+
+    def __init__(self) -> None:
+        self.count = CounterCell()
+        self.places: dict[tuple[Site | None, str], int] = {}
+
+    def add(self, hold: Held) -> None:
+        """The garbage collector came upon what ``hold`` had."""
+        self.count.value += 1
+        place = hold[0], hold[1]
+        if place in self.places or len(self.places) < MAX_LOST:
+            self.places[place] = self.places.get(place, 0) + 1
+
+
+def lost_of(stat: Stat) -> Lost:
+    """What was lost of an instance."""
+    lost: Lost | None = stat.extra.get("lost")
+    return lost if lost is not None else stat.extra.setdefault("lost", Lost())
+
+
+def describe_lost(stat: Stat, *, most: int = 3) -> str:
+    """Where what was never returned had been taken: "12 never returned, taken at shop/orders.py:40 in search"."""
+    places = lost_of(stat).places.copy()
+    worst = sorted(places.items(), key=lambda item: -item[1])[:most]
+    return "; ".join(f"{n} never returned, taken {_taken(site, name)}" for (site, name), n in worst)
+
+
+def _taken(site: Site | None, name: str) -> str:
+    if site is None:
+        return f"by {name}"
+    return f"at {describe_site(site)} for {name}" if name else f"at {describe_site(site)}"
+
+
 def describe_running(stat: Stat, *, most: int = 3) -> str:
     """On whose behalf operations run now: "4 running: GET /cart (3, longest 0.2 s); thread jobs (1, ...)"."""
     now = perf_counter()

@@ -31,6 +31,8 @@ _TABLE: tuple[Spec, ...] = (
     Spec("db.client.connection.use_time", "histogram", "Time between taking and returning a connection", "s", (),
          "Connection held"),
     Spec("db.client.connection.create_time", "histogram", "Time to open a connection", "s", (), "Connect"),
+    Spec("uno.connection.leaked", "counter", "Connections that were dropped without being returned", "{connection}", (),
+         "Leaked"),
     Spec("uno.db.client.connection.oldest_use", "gauge", "How long the longest-held connection is out", "s", (),
          "Longest held"),
     Spec("db.client.operation.duration", "histogram", "Duration of queries and commands", "s", (), "Query time"),

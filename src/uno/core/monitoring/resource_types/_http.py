@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from operator import sub
 from time import monotonic, perf_counter
-from typing import Any
+from typing import Any, ClassVar
 
 from uno.core.monitoring.instrumentation import (
     ATTRIBUTE,
@@ -181,7 +181,7 @@ class HttpMonitor(ResourceTypeMonitor):
         "uno.http.client.error_ratio",
         "http.client.active_requests",
     )
-    thresholds = (
+    thresholds: ClassVar[tuple[tuple[str, Threshold], ...]] = (
         ("uno.http.client.error_ratio", Threshold(0.1, 0.5, "Requests fail")),
         ("http.client.request.duration", Threshold(1, 5, "Requests are slow", keep_firing_for=3)),
         ("uno.http.client.oldest_request", Threshold(2, 30, "A request has no answer yet")),

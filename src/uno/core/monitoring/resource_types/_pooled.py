@@ -23,10 +23,12 @@ from uno.core.monitoring.instrumentation import (
     call_site,
     describe_error,
     describe_holds,
+    describe_lost,
     describe_running,
     describe_slow,
     failures,
     hung,
+    lost_of,
     scope,
     stat_of,
     unscoped,
@@ -74,6 +76,10 @@ TIMEOUTS = (
 OLDEST = (
     "uno.db.client.connection.oldest_use",
     Threshold(10, 60, "A connection is held far longer than usual: a leak?"),
+)
+LEAKED = (
+    "uno.connection.leaked",
+    Threshold(0, None, "Connections are dropped without being returned", keep_firing_for=30),
 )
 SLOW = "db.client.operation.duration", Threshold(1, 5, "Queries are slow", keep_firing_for=3)
 
@@ -204,6 +210,7 @@ class PooledMonitor(ResourceTypeMonitor):
         update("db.client.operation.duration", stat.duration)
         update("uno.db.client.slow_operations", stat.slow)
         update("uno.resource.errors", stat.errors)
+        update("uno.connection.leaked", lost_of(stat).count)
         for spec, value in zip(METRICS, self.at_server(stat) or (), strict=False):
             if value is not None:
                 update(spec.name, value)
@@ -238,6 +245,8 @@ class PooledMonitor(ResourceTypeMonitor):
         stat = self.stat_for(target)
         if metric == "uno.resource.errors":
             return describe_error(stat)
+        if metric == "uno.connection.leaked":
+            return describe_lost(stat)
         running = stat.longest_running()
         stalled = f"a call has been running for {running:.1f} s" if running > STALL else ""
         if metric == "db.client.operation.duration" or "slow" in metric:

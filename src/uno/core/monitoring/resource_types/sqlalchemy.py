@@ -29,12 +29,15 @@ from uno.core.monitoring.instrumentation import (
     hang,
     hung,
     install,
+    lost_of,
     scope,
     stat_of,
     unscoped,
 )
 from uno.core.monitoring.metrics import MAX_PENDING
+from uno.core.monitoring.names import pick
 from uno.core.monitoring.resource_types._pooled import (
+    LEAKED,
     OLDEST,
     PENDING,
     SITE_SECONDS,
@@ -49,6 +52,10 @@ from uno.core.monitoring.resource_types._server import METRICS, ServerConnection
 from uno.core.resources import Identity
 
 SLOW_SECONDS = 0.5
+#: What was held for less than this has cost nobody anything: whether it was given back or dropped is not looked at.
+BRIEF = 0.0001
+#: A weak reference's callback, and since 2.1 weakref.finalize.
+_FINALIZERS = frozenset(("<lambda>", "__call__"))
 _WATCH = "_uno_watch"
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306, "oracle": 1521, "mssql": 1433}
 _SIMPLE = frozenset(("AssertionPool", "NullPool", "SingletonThreadPool", "StaticPool"))
@@ -76,8 +83,9 @@ class SqlalchemyEngine(PooledMonitor):
     )  # shares pool and dialect with the engine it is made from
     library = "sqlalchemy"
     tested = ">=1.4,<2.2"
+    metrics = PooledMonitor.metrics + pick("uno.connection.leaked")
     asked = METRICS
-    thresholds = (UTILIZATION, PENDING, TIMEOUTS, OLDEST, SLOW)
+    thresholds = (UTILIZATION, PENDING, TIMEOUTS, OLDEST, LEAKED, SLOW)
 
     def engine(self, target: Any) -> Any:
         """The sync engine, which holds pool and dialect."""
@@ -417,6 +425,20 @@ def _refused(stat: Stat, waiter: Held | None, error: BaseException) -> None:
         failures("Pool._do_get", failure)
 
 
+def _look_whether_lost(stat: Stat, held: Held) -> None:
+    """Whether it is the garbage collector that gives a connection back is told by who calls SQLAlchemy's finalizer."""
+    try:
+        frame: Any = sys._getframe(2)
+        for _ in range(3):
+            if frame.f_code.co_name == "_finalize_fairy":
+                if frame.f_back.f_code.co_name in _FINALIZERS:
+                    lost_of(stat).add(held)
+                return
+            frame = frame.f_back
+    except Exception as error:  # noqa: BLE001
+        failures("Pool._do_return_conn", error)
+
+
 def _do_return_conn(original: Any) -> Any:
     def _do_return_conn(self: Any, record: Any) -> Any:
         try:
@@ -426,7 +448,10 @@ def _do_return_conn(original: Any) -> Any:
         held = watch.holds.pop(id(record), None)
         if held is not None:
             uses = watch.uses
-            uses.append(monotonic() - held[2])
+            seconds = monotonic() - held[2]
+            if seconds > BRIEF:
+                _look_whether_lost(watch.stat, held)
+            uses.append(seconds)
             if len(uses) > MAX_PENDING:
                 watch.stat.use.fold()
                 watch.stat.wait.fold()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import Any
 
-from uno.core.monitoring.instrumentation import ATTRIBUTE, Held, describe_site, failures, install
+from uno.core.monitoring.instrumentation import ATTRIBUTE, Held, describe_lost, failures, install, lost_of
 from uno.core.monitoring.names import pick
 from uno.core.monitoring.resource_types._http import (
     HttpMonitor,
@@ -30,10 +30,10 @@ from uno.core.monitoring.resource_types._http import (
     used,
     waited,
 )
+from uno.core.monitoring.resource_types._pooled import LEAKED
 from uno.core.resources import Identity, Resource
 
 _OUT = "_uno_out"
-_LOST = "lost"
 
 
 class _Here(threading.local):
@@ -50,7 +50,8 @@ _here = _Here()
 class _Urllib3(HttpMonitor):
     """What a client's pools tell."""
 
-    metrics = HttpMonitor.metrics + pick("uno.http.client.connection.discarded")
+    metrics = HttpMonitor.metrics + pick("uno.http.client.connection.discarded", "uno.connection.leaked")
+    thresholds = (*HttpMonitor.thresholds, LEAKED)
 
     def pools(self, target: Any) -> Iterator[Any]:
         """The pools of a client, one for each server."""
@@ -65,7 +66,9 @@ class _Urllib3(HttpMonitor):
 
     def collect_metrics(self, resource: Resource) -> None:
         super().collect_metrics(resource)
-        self.update_metric("uno.http.client.connection.discarded", http_stat(resource.target).discarded)
+        stat = http_stat(resource.target)
+        self.update_metric("uno.http.client.connection.discarded", stat.discarded)
+        self.update_metric("uno.connection.leaked", lost_of(stat).count)
 
     def pool_use(self, target: Any) -> HttpUse:
         taken = idle = waiting = 0.0
@@ -92,15 +95,15 @@ class _Urllib3(HttpMonitor):
         return HttpUse(taken, idle, limit if blocks else None, waiting)
 
     def explain(self, target: Any, metric: str) -> str:
+        if metric == "uno.connection.leaked":
+            return describe_lost(http_stat(target))
         said = super().explain(target, metric)
         if metric in (
             "uno.resource.utilization",
             "http.client.open_connections",
             "http.client.pending_requests",
         ):
-            lost = http_stat(target).extra.get(_LOST, {})
-            told = [f"{n} never returned, from {describe_site(site)}" for site, n in list(lost.items())]
-            said = "; ".join(filter(None, (said, *told[:3])))
+            said = "; ".join(filter(None, (said, describe_lost(http_stat(target)))))
         return said
 
     def ready(self) -> bool:
@@ -292,16 +295,14 @@ def _take(pool: Any, sent: Sent, connection: Any) -> None:
         out = pool.__dict__.setdefault(_OUT, {})
     key, stat, hold = id(connection), sent[0], held_since_now(sent[1])
 
-    def lost(_: object) -> None:
+    def dropped(_: object) -> None:
         """Collected without being returned."""
         held = out.get(key)
         if held is not None and held[1] is hold:
             out.pop(key, None)
-            places = stat.extra.setdefault(_LOST, {})
-            if hold.site in places or len(places) < 16:
-                places[hold.site] = places.get(hold.site, 0) + 1
+            lost_of(stat).add(hold)
 
-    out[key] = stat, hold, weakref.ref(connection, lost)
+    out[key] = stat, hold, weakref.ref(connection, dropped)
     _here.taken = key
 
 
