@@ -7,14 +7,8 @@ from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import Any
 
-from uno.core.monitoring.instrumentation import (
-    Stat,
-    describe_error,
-    describe_slow,
-    failures,
-    install,
-    stat_of,
-)
+from uno.core.monitoring.causes import describe_error, describe_slow
+from uno.core.monitoring.instrumentation import Stat, failures, install, stat_of
 from uno.core.monitoring.metrics import Spec
 from uno.core.monitoring.names import pick
 from uno.core.monitoring.resources import ResourceTypeMonitor

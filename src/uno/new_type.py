@@ -18,7 +18,8 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
-from uno.core.monitoring.instrumentation import Stat, describe_error, failures, install, stat_of
+from uno.core.monitoring.causes import describe_error
+from uno.core.monitoring.instrumentation import Stat, failures, install, stat_of
 from uno.core.monitoring.names import pick
 from uno.core.monitoring.resources import ResourceTypeMonitor
 from uno.core.monitoring.thresholds import Threshold

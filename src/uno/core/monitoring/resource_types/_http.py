@@ -13,6 +13,7 @@ from operator import sub
 from time import monotonic, perf_counter
 from typing import Any, ClassVar
 
+from uno.core.monitoring.causes import describe_error, describe_holds, describe_running, describe_slow
 from uno.core.monitoring.instrumentation import (
     ATTRIBUTE,
     MAX_HOLDS,
@@ -24,10 +25,6 @@ from uno.core.monitoring.instrumentation import (
     Stat,
     announce,
     call_site,
-    describe_error,
-    describe_holds,
-    describe_running,
-    describe_slow,
     failures,
     hang,
     hung,

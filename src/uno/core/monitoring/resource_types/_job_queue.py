@@ -17,17 +17,8 @@ from types import CodeType, ModuleType
 from typing import Any, ClassVar, Protocol
 from urllib.parse import urlsplit
 
-from uno.core.monitoring.instrumentation import (
-    ATTRIBUTE,
-    CallScope,
-    Stat,
-    announce,
-    describe_error,
-    describe_holds,
-    install,
-    scope,
-    stat_of,
-)
+from uno.core.monitoring.causes import describe_error, describe_holds
+from uno.core.monitoring.instrumentation import ATTRIBUTE, CallScope, Stat, announce, install, scope, stat_of
 from uno.core.monitoring.names import pick
 from uno.core.monitoring.thresholds import Threshold
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor

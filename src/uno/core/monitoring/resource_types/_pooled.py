@@ -12,6 +12,14 @@ from contextlib import suppress
 from time import monotonic, perf_counter
 from typing import Any
 
+from uno.core.monitoring.causes import (
+    describe_error,
+    describe_holds,
+    describe_lost,
+    describe_running,
+    describe_slow,
+    lost_of,
+)
 from uno.core.monitoring.health import OUT_OF_CONNECTIONS
 from uno.core.monitoring.instrumentation import (
     ATTRIBUTE,
@@ -21,14 +29,8 @@ from uno.core.monitoring.instrumentation import (
     Hold,
     Stat,
     call_site,
-    describe_error,
-    describe_holds,
-    describe_lost,
-    describe_running,
-    describe_slow,
     failures,
     hung,
-    lost_of,
     scope,
     stat_of,
     unscoped,

@@ -14,7 +14,8 @@ from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from uno.core.monitoring.instrumentation import OWN, CallScope, describe_error, describe_holds, scope, stat_of
+from uno.core.monitoring.causes import describe_error, describe_holds
+from uno.core.monitoring.instrumentation import OWN, CallScope, scope, stat_of
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor
 from uno.core.resources import Resource
 

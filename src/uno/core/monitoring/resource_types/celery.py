@@ -11,13 +11,12 @@ from time import monotonic, perf_counter, time
 from typing import Any
 from urllib.parse import urlsplit
 
+from uno.core.monitoring.causes import describe_error, describe_holds
 from uno.core.monitoring.instrumentation import (
     ATTRIBUTE,
     CallScope,
     Stat,
     announce,
-    describe_error,
-    describe_holds,
     failures,
     install,
     scope,

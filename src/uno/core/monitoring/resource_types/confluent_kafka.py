@@ -14,16 +14,8 @@ from itertools import compress
 from time import monotonic
 from typing import Any
 
-from uno.core.monitoring.instrumentation import (
-    Stat,
-    announce,
-    caller,
-    describe_error,
-    describe_holds,
-    failures,
-    install,
-    stat_of,
-)
+from uno.core.monitoring.causes import describe_error, describe_holds
+from uno.core.monitoring.instrumentation import Stat, announce, caller, failures, install, stat_of
 from uno.core.monitoring.names import pick
 from uno.core.monitoring.thresholds import Threshold
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor

@@ -13,16 +13,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, ClassVar
 
-from uno.core.monitoring.instrumentation import (
-    Stat,
-    announce,
-    describe_error,
-    describe_running,
-    describe_slow,
-    failures,
-    install,
-    stat_of,
-)
+from uno.core.monitoring.causes import describe_error, describe_running, describe_slow
+from uno.core.monitoring.instrumentation import Stat, announce, failures, install, stat_of
 from uno.core.monitoring.names import pick
 from uno.core.monitoring.resource_types._pooled import Begun, begin, end, fail
 from uno.core.monitoring.thresholds import Threshold

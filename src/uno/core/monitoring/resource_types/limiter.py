@@ -16,6 +16,7 @@ from time import monotonic, perf_counter
 from types import CodeType, FunctionType
 from typing import Any
 
+from uno.core.monitoring.causes import describe_holds
 from uno.core.monitoring.instrumentation import (
     MAX_HOLDS,
     CallScope,
@@ -26,7 +27,6 @@ from uno.core.monitoring.instrumentation import (
     call_site,
     caller,
     code_of,
-    describe_holds,
     describe_site,
     failures,
     install,

@@ -16,6 +16,7 @@ from itertools import count
 from time import monotonic, perf_counter
 from typing import Any
 
+from uno.core.monitoring.causes import describe_holds
 from uno.core.monitoring.instrumentation import (
     ATTRIBUTE,
     MAX_HOLDS,
@@ -23,7 +24,6 @@ from uno.core.monitoring.instrumentation import (
     Stat,
     call_site,
     caller,
-    describe_holds,
     failures,
     install,
     stat_of,

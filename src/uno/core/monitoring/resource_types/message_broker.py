@@ -8,14 +8,12 @@ from contextlib import suppress
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
+from uno.core.monitoring.causes import describe_error, describe_holds, describe_slow
 from uno.core.monitoring.instrumentation import (
     ATTRIBUTE,
     CallScope,
     Stat,
     announce,
-    describe_error,
-    describe_holds,
-    describe_slow,
     failures,
     install,
     scope,

@@ -7,17 +7,8 @@ from collections.abc import Callable, Mapping
 from time import monotonic, perf_counter
 from typing import Any
 
-from uno.core.monitoring.instrumentation import (
-    CallScope,
-    Stat,
-    announce,
-    describe_error,
-    describe_holds,
-    failures,
-    install,
-    scope,
-    stat_of,
-)
+from uno.core.monitoring.causes import describe_error, describe_holds
+from uno.core.monitoring.instrumentation import CallScope, Stat, announce, failures, install, scope, stat_of
 from uno.core.monitoring.names import pick
 from uno.core.monitoring.thresholds import Threshold
 from uno.core.monitoring.type_monitor import ResourceTypeMonitor

@@ -14,6 +14,7 @@ from itertools import count
 from time import monotonic, perf_counter
 from typing import Any
 
+from uno.core.monitoring.causes import describe_error, describe_holds
 from uno.core.monitoring.instrumentation import (
     ATTRIBUTE,
     Hold,
@@ -22,8 +23,6 @@ from uno.core.monitoring.instrumentation import (
     announce,
     caller,
     code_of,
-    describe_error,
-    describe_holds,
     failures,
     install,
     stat_of,

@@ -12,7 +12,8 @@ from time import monotonic
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from uno.core.monitoring.instrumentation import describe_error, stat_of
+from uno.core.monitoring.causes import describe_error
+from uno.core.monitoring.instrumentation import stat_of
 from uno.core.monitoring.names import pick
 from uno.core.monitoring.resource_types._probe import Asking, Probe
 from uno.core.monitoring.thresholds import Threshold

@@ -16,6 +16,7 @@ from math import inf
 from time import monotonic, perf_counter
 from typing import Any
 
+from uno.core.monitoring.causes import lost_of
 from uno.core.monitoring.instrumentation import (
     ATTRIBUTE,
     MAX_HOLDS,
@@ -29,7 +30,6 @@ from uno.core.monitoring.instrumentation import (
     hang,
     hung,
     install,
-    lost_of,
     scope,
     stat_of,
     unscoped,

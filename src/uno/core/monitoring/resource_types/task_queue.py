@@ -11,14 +11,13 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
+from uno.core.monitoring.causes import describe_error, describe_holds
 from uno.core.monitoring.instrumentation import (
     ATTRIBUTE,
     MAX_HOLDS,
     Hold,
     Stat,
     caller,
-    describe_error,
-    describe_holds,
     failures,
     install,
     stat_of,

@@ -13,6 +13,7 @@ from time import monotonic, perf_counter
 from typing import Any
 from weakref import ref
 
+from uno.core.monitoring.causes import describe_error, describe_holds, describe_slow
 from uno.core.monitoring.instrumentation import (
     ATTRIBUTE,
     MAX_LOG,
@@ -24,9 +25,6 @@ from uno.core.monitoring.instrumentation import (
     announce,
     caller,
     code_of,
-    describe_error,
-    describe_holds,
-    describe_slow,
     failures,
     hang,
     here,

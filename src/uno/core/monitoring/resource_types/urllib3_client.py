@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import Any
 
-from uno.core.monitoring.instrumentation import ATTRIBUTE, Held, describe_lost, failures, install, lost_of
+from uno.core.monitoring.causes import describe_lost, lost_of
+from uno.core.monitoring.instrumentation import ATTRIBUTE, Held, failures, install
 from uno.core.monitoring.names import pick
 from uno.core.monitoring.resource_types._http import (
     HttpMonitor,
