@@ -365,7 +365,7 @@ def test_slow_queries_are_named_to_the_line(
     longest = monitor.read("it", "query_duration", stat="sum") or 0
     assert 0.6 <= max(slowest, longest) <= took
     assert asyncio.run(shop.resource.get_statistics())["slow_queries"] == 1
-    monkeypatch.setattr("uno.core.monitoring.instrumentation.monotonic", lambda: time.monotonic() + 61)
+    monkeypatch.setattr("uno.core.monitoring.causes.monotonic", lambda: time.monotonic() + 61)
     assert "slow" not in shop.explain("db.client.operation.duration"), "what is over is no cause"
     engine.dispose()
 
