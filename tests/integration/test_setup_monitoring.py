@@ -27,7 +27,7 @@ from sqlalchemy import create_engine, text
 from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import PlainTextResponse
-from starlette.routing import Mount, Route
+from starlette.routing import Host, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from tests.servers import free_port
@@ -359,6 +359,45 @@ def test_the_applications_routes_win(how: str, caplog: pytest.LogCaptureFixture)
     assert caplog.text.count("route of its own at /health") == 1
 
 
+class Wrapped:
+    """An ASGI middleware as most are."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.app(scope, receive, send)
+
+
+@pytest.mark.parametrize("how", ["fastapi", "routes", "wrapped", "nested", "host", "tenant"])
+def test_routes_of_what_is_mounted_at_the_root_win(how: str, caplog: pytest.LogCaptureFixture) -> None:
+    paths = ("/health", "/dashboard/", "/monitoring/dashboard/")
+    inner = Starlette(routes=[Route(path, lambda request: OWN_HEALTH) for path in paths])
+    fastapi = FastAPI()
+    for path in paths:
+        fastapi.add_api_route(path, lambda: OWN_HEALTH, response_model=None)
+    mounted: dict[str, Any] = {
+        "fastapi": Mount("/", fastapi),
+        "routes": Mount("/", routes=inner.routes),
+        "wrapped": Mount("/", Wrapped(Wrapped(inner))),
+        "nested": Mount("", routes=[Mount("/", inner)]),
+        "host": Host("{any}server", inner),
+        "tenant": Mount("/{tenant}", inner),
+    }
+    app = Starlette(routes=[mounted[how]])
+    setup_monitoring(app, ResourceMonitor(interval=0.05))
+    with caplog.at_level(logging.WARNING, "uno"), TestClient(app) as client:
+        if how != "tenant":
+            assert client.get("/health").text == "own"
+            assert "route of its own at /health" in caplog.text
+        assert client.get("/monitoring/dashboard").text == "own"  # after a redirect
+        assert client.get("/monitoring/dashboard/").text == "own"
+        assert client.get("/monitoring/dashboard/api/snapshot").status_code == 401
+        if how == "host":
+            other = client.get("/health", headers={"host": "other.example"})
+            assert other.headers["content-type"] == "application/health+json"
+
+
 def test_routes_below_the_dashboard_win() -> None:
     app = FastAPI()
     router = APIRouter()
@@ -373,7 +412,7 @@ def test_routes_below_the_dashboard_win() -> None:
         assert client.get("/monitoring/dashboards").status_code == 404
 
 
-@pytest.mark.parametrize("how", ["route", "static", "parameter"])
+@pytest.mark.parametrize("how", ["route", "static", "parameter", "mounted", "nested", "host", "tenant"])
 def test_a_catch_all_takes_neither_health_nor_page(how: str, tmp_path: Path) -> None:
     app = FastAPI()
     (tmp_path / "index.html").write_text("the single-page application")
@@ -381,14 +420,26 @@ def test_a_catch_all_takes_neither_health_nor_page(how: str, tmp_path: Path) -> 
         app.add_api_route("/{path:path}", lambda path: path)
     elif how == "parameter":
         app.add_api_route("/{page}", lambda page: page)
+    elif how == "mounted":
+        inner = FastAPI()
+        inner.add_api_route("/{path:path}", lambda path: path)
+        app.mount("/", inner)
+    elif how == "nested":
+        app.mount("/", Starlette(routes=[Mount("/", StaticFiles(directory=tmp_path, html=True))]))
+    elif how == "host":
+        app.router.routes.append(Host("testserver", StaticFiles(directory=tmp_path, html=True)))
+    elif how == "tenant":
+        app.mount("/{tenant}", Starlette(routes=[Route("/", lambda request: PlainTextResponse("tenant"))]))
     else:
         app.mount("/", StaticFiles(directory=tmp_path, html=True))
     setup_monitoring(app, ResourceMonitor(interval=0.05))
     with TestClient(app) as client:
         assert client.get("/health").headers["content-type"] == "application/health+json"
         assert client.get("/monitoring/dashboard/api/snapshot").status_code == 401
-        if how == "static":
+        if how in ("static", "nested", "host"):
             assert "single-page" in client.get("/").text
+        elif how == "tenant":
+            assert client.get("/anything/").text == "tenant"
         else:
             assert client.get("/anything").json() == "anything"
 

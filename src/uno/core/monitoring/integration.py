@@ -258,18 +258,41 @@ def setup_monitoring(
     return monitor
 
 
-def _takes(route: Any, scope_: Scope) -> bool:
-    """Whether ``route`` answers, by more than being a catch-all (``/{path:path}``, static files at ``/``)."""
-    template = getattr(route, "path", None)
-    if not isinstance(template, str) or not _PARAMETER.sub("", template).strip("/"):
-        return False
-    try:
-        match, _ = route.matches(scope_)
-    except Exception:  # noqa: BLE001 - a route of the application's own kind
-        return False
-    return getattr(match, "name", "NONE") != "NONE"
+def _takes(routes: Sequence[Any], scope_: Scope, depth: int = 0) -> bool:
+    """Whether one of ``routes`` answers, by more than being a catch-all (``/{path:path}``, static files at ``/``).
+
+    A path of parameters only is one as well. What is mounted below such a path, or for a host, is looked into.
+    """
+    for route in effective(routes):
+        try:
+            match, inner = route.matches(scope_)
+        except Exception:  # noqa: BLE001 - a route of the application's own kind
+            continue
+        if getattr(match, "name", "NONE") == "NONE":
+            continue
+        template = getattr(route, "path", None)
+        if isinstance(template, str) and _PARAMETER.sub("", template).strip("/"):
+            return True
+        if depth < _DEEP and _takes(_inside(route), {**scope_, **inner}, depth + 1):
+            return True
+    return False
 
 
+def _inside(route: Any) -> Sequence[Any]:
+    """The routes of the application that a Mount or a Host leads to, through middlewares around it."""
+    if hasattr(route, "endpoint"):  # a single route
+        return ()
+    app = route
+    for _ in range(_DEEP):
+        routes = getattr(app, "routes", None)
+        if isinstance(routes, Sequence) and routes:
+            return routes
+        app = getattr(app, "app", None)
+    return ()
+
+
+#: So many mounts, or middlewares, within each other are looked into.
+_DEEP = 8
 _PARAMETER = re.compile(r"\{[^}]*\}")
 #: What the path of a request never holds, or where it would be a parameter.
 _NO_PATH = re.compile(r"[\s\x00-\x1f?#{}\\]|//")
@@ -355,9 +378,8 @@ class MonitoringMiddleware:
         probe = {**scope_, "path": path, "root_path": "", "path_params": {}}
         probe.pop("fastapi", None)
         slashed = {**probe, "path": path + "/"}  # where the application's router would redirect to
-        if not any(
-            _takes(route, probe) or _takes(route, slashed) for route in effective(self._routes.routes())
-        ):
+        routes = self._routes.routes()
+        if not (_takes(routes, probe) or _takes(routes, slashed)):
             return True
         if path not in self._said and len(self._said) < 10:
             self._said.add(path)
