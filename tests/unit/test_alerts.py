@@ -391,23 +391,78 @@ def test_the_cause_is_asked_when_it_fires_when_it_escalates_and_every_few_second
     for _ in range(4):
         world.tick()
     assert len(world.causes) == 2
+    world.tick()
+    assert len(world.causes) == 3
     assert world.tick() == []  # a fresher cause is no change
     assert world.book.active()[0].cause == "cause 3"
     usage.set(0.8)
     assert world.tick()[0].cause == "cause 3"  # what became better needs no other explanation
+    for _ in range(12):
+        world.tick()
+    assert world.book.active()[0].cause == "cause 3"
 
 
-def test_a_cause_that_is_over_while_the_alert_lasts_stays_told():
+@pytest.mark.parametrize(
+    "threshold", [Threshold(critical=0.7, keep_firing_for=60), Threshold(critical=0.7, critical_recovery=0.2)]
+)
+def test_an_alert_that_lingers_keeps_the_cause_of_its_breach(threshold: Threshold):
     world = World()
-    usage = world.gauge()
-    told = ["held by report.py:7", ""]
-    world.set(Threshold(0.7, keep_firing_for=60))
-    for value in (0.8, 0.1):
+    usage, held_by = world.gauge(), "leak.py:22"
+    world.set(threshold)
+
+    def tick(value: float) -> None:
         usage.set(value)
-        world.now += 6
-        world.book.evaluate(world.store.tick(world.now), world.resources, lambda *asked: told.pop(0))
-    assert told == []
-    assert world.book.active()[0].cause == "held by report.py:7"
+        world.now += 1
+        world.book.evaluate(world.store.tick(world.now), world.resources, lambda *asked: held_by)
+
+    for _ in range(20):
+        tick(0.9)
+    held_by = "innocent.py:7"
+    for _ in range(20):
+        tick(0.6)
+        assert world.book.active()[0].cause == "leak.py:22"
+    for _ in range(80):
+        tick(0.1)
+    assert world.book.active() == []
+    assert world.book.history()[0].cause == "leak.py:22"
+
+
+@pytest.mark.parametrize("after", range(1, 8))
+def test_a_cause_found_when_the_breach_is_over_by_now_is_not_told(after: int):
+    """A rate tells of the last second: who is met at its end need not be who was there in it."""
+    world = World()
+    errors, held_by = CounterCell(), "leak.py:22"
+    spec = Spec("timeouts", "counter")
+    assert world.store.add("shop-db", spec, (), errors)
+    world.set(Threshold(critical=0, keep_firing_for=20), spec.name)
+
+    def tick() -> None:
+        world.now += 1
+        world.book.evaluate(world.store.tick(world.now), world.resources, lambda *asked: held_by)
+
+    tick()
+    for _ in range(after):
+        errors.inc(5)
+        tick()
+    errors.inc(3)
+    held_by = "innocent.py:7"
+    for _ in range(40):
+        tick()
+    assert world.book.active() == []
+    assert world.book.history()[0].cause == "leak.py:22"
+
+
+def test_a_breach_that_goes_on_is_told_with_its_present_cause():
+    world = World()
+    usage, told = world.gauge(), "first.py:1"
+    world.set(Threshold(0.7))
+    usage.set(0.9)
+    for held_by in ("first.py:1", "second.py:2", ""):
+        told = held_by or told
+        for _ in range(8):
+            world.now += 1
+            world.book.evaluate(world.store.tick(world.now), world.resources, lambda *asked, by=held_by: by)
+        assert world.book.active()[0].cause == told
 
 
 def test_a_failing_explanation_does_not_lose_the_alert(caplog):

@@ -121,12 +121,13 @@ class _Watched:
 class _Live:
     """An alert that is pending or firing."""
 
-    __slots__ = ("alert", "explained", "peak", "worst")
+    __slots__ = ("alert", "explained", "found", "peak", "worst")
 
     def __init__(self, alert: Alert, explained: float) -> None:
         self.alert = alert
         self.peak, self.worst = alert.level, alert.value
         self.explained = explained  # when the cause was last looked for
+        self.found = ""  # a newer cause, not told yet
 
     def saw(self, value: float | None, *, above: bool) -> None:
         """Remember the worst value."""
@@ -268,7 +269,8 @@ class AlertBook:
         """Step every threshold to `frame` and return the alerts that changed.
 
         `resources` gives the type of each resource that exists; alerts of others are resolved. `explain` is
-        asked for the cause (one sentence or "") when an alert fires, escalates, and every few seconds after.
+        asked for the cause (one sentence or "") when an alert fires, escalates, and every few seconds while the
+        breach goes on.
         """
         with self._lock:
             now = frame.time
@@ -391,23 +393,27 @@ class AlertBook:
                 value=state.value,
                 threshold=_limit_shown(state),
                 message=_message(watched),
-                cause=self._cause(explain, watched.series) if worse else alert.cause,
+                cause=(self._cause(explain, watched.series) if worse else "") or alert.cause,
                 fired_at=now if firing and alert.fired_at is None else alert.fired_at,
             )
             live.peak = max(live.peak, state.level)
-            live.explained = now
+            live.explained, live.found = now, ""
             self._changed(live.alert, changes)
             return False
+        # An alert that lingers keeps the cause of its worst level: who is met now is innocent.
+        breached = firing and state.threshold.level_of(state.value) >= live.peak
+        cause = alert.cause
+        if breached and live.found:
+            cause, live.found = live.found, ""
         if firing and may_refresh and not 0 <= now - live.explained < REFRESH:
             live.explained = now
-            live.alert = alert._replace(
-                value=state.value,
-                message=_message(watched),
-                cause=self._cause(explain, watched.series) or alert.cause,  # what is over has none any more
-            )
-            return True
-        if state.value != alert.value:
-            live.alert = alert._replace(value=state.value)
+            live.alert = alert._replace(value=state.value, message=_message(watched), cause=cause)
+            if breached:
+                # A value speaks of the time since the last tick, and may be over by now: told when the breach goes on.
+                live.found = self._cause(explain, watched.series)
+            return breached
+        if state.value != alert.value or cause is not alert.cause:
+            live.alert = alert._replace(value=state.value, cause=cause)
         return False
 
     def _cause(self, explain: Explain | None, series: Series) -> str:
