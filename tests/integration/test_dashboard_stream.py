@@ -155,6 +155,20 @@ def test_a_stream_ends_by_its_age_and_at_once_with_the_dashboard(monkeypatch: py
             assert time.monotonic() - begun < 1
 
 
+@pytest.mark.parametrize("http", ["h11", "httptools"])
+def test_a_server_in_a_thread_ends_though_its_page_is_open(http: str) -> None:
+    pytest.importorskip(http)
+    app, _, monitor = dashboard_app(0.5)
+    with monitor, ExitStack() as ends:
+        with served(app, http=http) as address:
+            events = [ends.enter_context(stream(f"{address}/d")) for _ in range(3)]
+            assert all(next(each)["seq"] >= 1 for each in events)
+            begun = time.monotonic()
+        assert time.monotonic() - begun < 2
+        for each in events:
+            list(each)  # each comes to a proper end
+
+
 PROGRAM = """
 from fastapi import FastAPI
 from uno.core.monitoring.integration import setup_monitoring

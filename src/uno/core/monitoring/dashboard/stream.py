@@ -2,7 +2,7 @@
 
 The tick is encoded once, on the monitor's thread, for all viewers; without viewers nothing is done. A stream lives
 10 s and the browser comes back by itself: servers that are told to stop wait for open answers, and most tell
-nobody. uvicorn's ``should_exit`` is looked at four times a second, so there the end comes at once.
+nobody. What uvicorn notes is looked at a few times a second, so there the end comes at once.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _HEADERS = {
 class Viewer:
     """One open stream. Touched on its own event loop only; ``loop.call_soon_threadsafe`` brings the ticks there."""
 
-    __slots__ = ("deadline", "ended", "loop", "sender", "waiting", "wake")
+    __slots__ = ("deadline", "ended", "exchange", "loop", "sender", "waiting", "wake")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -59,7 +59,13 @@ class Viewer:
         self.waiting: deque[bytes] = deque()
         self.deadline = monotonic() + LIFE
         self.ended = False
+        self.exchange: Any = None
         self.sender: asyncio.Task[None] | None = None
+
+    @property
+    def unwanted(self) -> bool:
+        """Whether the server that kept the connection alive does so no longer, since it stops."""
+        return getattr(self.exchange, "keep_alive", None) is False
 
     def put(self, event: bytes) -> None:
         """Hand over an event; one who is too far behind is dropped."""
@@ -110,6 +116,7 @@ class Stream:
         tasks: set[asyncio.Task[Any]] = set()
         try:
             await send(begin)
+            viewer.exchange = _kept_alive(receive)
             viewer.sender = loop.create_task(_send(viewer, first, send))
             tasks = {viewer.sender, loop.create_task(_until_gone(receive))}
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -168,7 +175,7 @@ class Stream:
                 self._beating.discard(loop)
                 return
         for viewer in here:
-            if stopping or now >= viewer.deadline:
+            if stopping or viewer.unwanted or now >= viewer.deadline:
                 viewer.end()
             if now >= viewer.deadline + LIFE and viewer.sender is not None:
                 viewer.sender.cancel()  # its last bytes do not go out
@@ -232,6 +239,15 @@ def _call(viewer: Viewer, function: Callable[..., None], *args: Any) -> None:
         viewer.loop.call_soon_threadsafe(function, *args)
     except RuntimeError:  # its loop is closed: nobody is there
         viewer.ended = True
+
+
+def _kept_alive(receive: Receive) -> object | None:
+    """uvicorn's own side of a request, whose method ``receive`` is; None where it closes the connection anyway.
+
+    A uvicorn that stops sets ``keep_alive`` to False there, in a thread too, where it handles no signal.
+    """
+    exchange = getattr(receive, "__self__", None)
+    return exchange if getattr(exchange, "keep_alive", None) is True else None
 
 
 def server_is_stopping() -> bool:
