@@ -17,7 +17,7 @@ const rows = new Map();
 
 function row(incident, number) {
   const item = document.createElement("li"), button = document.createElement("button");
-  item.append(element("kbd", "", number), element("h3", "", incident.title), button, element("p", "", incident.story));
+  item.append(element("kbd", "", number), element("h2", "", incident.title), button, element("p", "", incident.story));
   const made = { item, button, name: incident.name, title: incident.title, on: false };
   button.addEventListener("click", () => ask(`incidents/${made.name}`, made.on ? "DELETE" : "POST"));
   list.append(item);
