@@ -4,7 +4,7 @@ import { useEffect, useRef } from "preact/hooks";
 import { signal } from "@preact/signals";
 import { DASH, duration, plural, quantity } from "./format";
 import { heard, paused, pulse, setPaused } from "./live";
-import { overviewHref, route } from "./route";
+import { go, overviewHref, route } from "./route";
 import { alerts, cost, lastTick, meta, models, shape, verdict } from "./store";
 import { nextTheme, shortcuts, theme } from "./theme";
 import { connection, LEVEL_WORD, Mark, serverNow } from "./ui";
@@ -131,8 +131,9 @@ export function listenToKeys(): void {
     if (!shortcuts.peek() || /^(INPUT|SELECT|TEXTAREA)$/.test(at.tagName) || meta.peek() === null) return;
     const act: Record<string, () => void> = {
       "/": () => {
-        if (route.peek().page !== "overview") location.hash = "#/";
-        setTimeout(() => document.getElementById("search")?.focus(), 0);
+        if (route.peek().page !== "overview") go("#/");
+        // After a new page was drawn, which is a microtask as well, and before the next key.
+        queueMicrotask(() => document.getElementById("search")?.focus());
       },
       "?": () => { keysOpen.value = true; },
       "1": () => { location.hash = "#/"; },

@@ -93,7 +93,8 @@ function App(): JSX.Element {
   }, [key, known, firing]);
   useEffect(() => {
     if (!known) return;
-    const y = scrollOf(key);
+    const searching = document.activeElement?.id === "search";  // who came by that key begins at the top
+    const y = searching ? 0 : scrollOf(key);
     const left = from.current;
     from.current = key;
     // The link that led here is gone with its page: take the keyboard along, back to the card it came from.

@@ -25,12 +25,20 @@ export const overviewHref = signal("#/");
 const scrolled = new Map<string, number>();
 history.scrollRestoration = "manual";
 
-window.addEventListener("hashchange", () => {
+function follow(): void {
   scrolled.set(pageKey.peek(), window.scrollY);
   const next = parse(location.hash);
   if (next.page === "overview") overviewHref.value = location.hash || "#/";
   route.value = next;
-});
+}
+
+window.addEventListener("hashchange", follow);
+
+/** Goes to a page at once: the browser tells of a new address only after the next keys. */
+export function go(hash: string): void {
+  location.hash = hash;
+  follow();
+}
 
 /** Where the page was left; a resource always begins at its top. */
 export const scrollOf = (key: string): number => (key.startsWith("resource/") ? 0 : scrolled.get(key) ?? 0);

@@ -124,6 +124,28 @@ def hostile() -> Iterator[Site]:
     yield from _site("hostile")
 
 
+@pytest.fixture(scope="module")
+def demo() -> Iterator[str]:
+    """The address of the demo's page."""
+    with tempfile.TemporaryDirectory(prefix="uno-test-demo-") as folder:
+        port, log = free_port(), Path(folder) / "log"
+        environment = {**os.environ, "PORT": str(port), "UNO_DASHBOARD_TOKEN": TOKEN, "TMPDIR": folder}
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "uno.demo"],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        try:
+            until(lambda: "Incidents  http" in log.read_text(), 60, "the demo's page")
+            yield re.search(r"Incidents\s+(http\S+)", log.read_text())[1]  # type: ignore[index]
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
 VIOLATIONS = """window.violations = []; addEventListener('securitypolicyviolation',
     e => violations.push(e.violatedDirective + ' ' + e.blockedURI))"""
 
@@ -401,6 +423,35 @@ def test_by_keyboard_alone(browser: Browser, shop: Site) -> None:
         expect(card(page, "shop-db")).to_be_visible()
 
 
+SEARCH_KEY = """async () => {
+    document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key: '/', bubbles: true, cancelable: true}));
+    for (let i = 0; i < 5; i++) await null;  // what a browser does before the next key
+    return document.activeElement.id }"""
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_what_is_typed_after_the_search_key_is_searched_for(browser: Browser, shop: Site, name: str) -> None:
+    with opened(browser, shop, PAGES[name]) as page:
+        assert page.evaluate(SEARCH_KEY) == "search"
+        page.keyboard.type("1p?")
+        search = page.get_by_label("Search resources")
+        expect(search).to_have_value("1p?")
+        expect(page).to_have_url(re.compile(r"#/\?q=1p"))
+        expect(search).to_be_focused()
+
+
+def test_going_back_to_search_does_not_take_the_focus_to_a_card(browser: Browser, many: Site) -> None:
+    with opened(browser, many) as page:
+        page.mouse.wheel(0, 2_000)
+        until(lambda: page.evaluate("scrollY") > 500)
+        page.locator("a.open").nth(40).click()
+        expect(page.locator("main h1")).to_be_visible()
+        page.keyboard.press("/")
+        page.wait_for_timeout(500)
+        expect(page.get_by_label("Search resources")).to_be_focused()
+        expect(page.get_by_label("Search resources")).to_be_in_viewport()
+
+
 def test_keys(browser: Browser, shop: Site) -> None:
     with opened(browser, shop) as page:
         page.keyboard.press("/")
@@ -466,6 +517,25 @@ def test_every_page_is_accessible_and_fits(browser: Browser, shop: Site, axe: st
                 assert page.evaluate(RUN_AXE) == [], f"{name} at {width} px"
         page.evaluate("document.querySelector('main').append(document.createElement('input'))")
         assert any(line.startswith("label:") for line in page.evaluate(RUN_AXE)), "it would have seen a fault"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_demos_page_is_accessible_and_fits(browser: Browser, demo: str, axe: str, scheme: Any) -> None:
+    with browser.new_context(color_scheme=scheme) as context:
+        page = context.new_page()
+        watched = Watched(page)
+        page.goto(demo)
+        page.get_by_role("button", name="Start: ").first.click()
+        expect(page.get_by_role("button", name="Stop: ")).to_be_visible()
+        expect(page.locator("#alerts .cause").first).to_be_visible(timeout=20_000)
+        page.evaluate(axe)
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": 800})
+            over, elements = page.evaluate(TOO_WIDE)
+            assert (over, elements) == (0, []), f"at {width} px"
+            assert page.evaluate(RUN_AXE) == [], f"at {width} px"
+        page.get_by_role("button", name="Stop: ").click()
+        watched.check()
 
 
 @pytest.mark.parametrize("motion", ["reduce", "no-preference"])
