@@ -1,6 +1,6 @@
 // What stands above every page? Name, verdict, how live it is, theme, own cost; and the keys.
 import type { JSX } from "preact";
-import { useEffect, useRef } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { signal } from "@preact/signals";
 import { DASH, duration, plural, quantity } from "./format";
 import { heard, paused, pulse, setPaused } from "./live";
@@ -82,10 +82,14 @@ export function Header(): JSX.Element {
 export function Announcer(): JSX.Element {
   const level = verdict.value.level;
   const state = connection.value;
-  const said = useRef("");
-  useEffect(() => { said.current = `${level}/${state}`; }, [level, state]);
-  const text = state === "lost" ? "Connection lost, reconnecting." : state === "stopped" ? "The monitor is stopped."
-    : state === "live" && said.current && said.current !== `${level}/${state}` ? `${LEVEL_WORD[level]}: ${verdict.peek().text}` : "";
+  const before = useRef("");
+  const [text, say] = useState("");
+  useEffect(() => {
+    const now = `${level}/${state}`;
+    say(state === "lost" ? "Connection lost, reconnecting." : state === "stopped" ? "The monitor is stopped."
+      : state === "live" && before.current && before.current !== now ? `${LEVEL_WORD[level]}: ${verdict.peek().text}` : "");
+    before.current = now;
+  }, [level, state]);
   return <div class="vh" role="status">{text}</div>;
 }
 
