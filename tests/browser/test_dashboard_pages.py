@@ -440,18 +440,6 @@ def test_what_is_typed_after_the_search_key_is_searched_for(browser: Browser, sh
         expect(search).to_be_focused()
 
 
-def test_going_back_to_search_does_not_take_the_focus_to_a_card(browser: Browser, many: Site) -> None:
-    with opened(browser, many) as page:
-        page.mouse.wheel(0, 2_000)
-        until(lambda: page.evaluate("scrollY") > 500)
-        page.locator("a.open").nth(40).click()
-        expect(page.locator("main h1")).to_be_visible()
-        page.keyboard.press("/")
-        page.wait_for_timeout(500)
-        expect(page.get_by_label("Search resources")).to_be_focused()
-        expect(page.get_by_label("Search resources")).to_be_in_viewport()
-
-
 def test_keys(browser: Browser, shop: Site) -> None:
     with opened(browser, shop) as page:
         page.keyboard.press("/")
@@ -652,6 +640,18 @@ def test_a_thousand_resources(browser: Browser, many: Site) -> None:
             f"\n1,000 resources: opened {first:.2f} s, {drawn} cards drawn, to the end {scrolled:.2f} s, "
             f"searched {searched:.2f} s, heap {before:.0f} MiB"
         )
+
+
+def test_going_back_to_search_does_not_take_the_focus_to_a_card(browser: Browser, many: Site) -> None:
+    with opened(browser, many) as page:
+        page.mouse.wheel(0, 2_000)
+        until(lambda: page.evaluate("scrollY") > 500)
+        page.locator("a.open").nth(40).click()
+        expect(page.locator("main h1")).to_be_visible()
+        page.keyboard.press("/")
+        page.wait_for_timeout(500)
+        expect(page.get_by_label("Search resources")).to_be_focused()
+        expect(page.get_by_label("Search resources")).to_be_in_viewport()
 
 
 def test_hostile_names(browser: Browser, hostile: Site) -> None:
