@@ -318,6 +318,7 @@ def test_nothing_registered_passes():
         (Health(UNKNOWN, "starting", 1.0, None, False), ("warn", 200), ("fail", 503)),
         (Health(UNKNOWN, "never readable", 1.0, 1.0, False), ("warn", 200), ("warn", 200)),
         (Health(UNKNOWN, "gone silent", 1.0, 1.0, True), ("fail", 503), ("warn", 200)),
+        (Health(UNKNOWN, "event loop blocked", 1.0, 1.0, True), ("warn", 200), ("warn", 200)),
     ],
 )
 def test_what_a_status_does_to_the_endpoint(health, everything, startup):

@@ -731,7 +731,7 @@ def verdict_of(check: Check, group: Group | None = None) -> Verdict:
         return "pass"
     if group == "startup":
         return "fail" if health.checked is None else "warn"
-    silent = health.status is HealthStatus.UNKNOWN and health.known
+    silent = health.status is HealthStatus.UNKNOWN and health.known and health.reason not in NO_LOOP
     failed = health.status is HealthStatus.DOWN or silent
     return "fail" if failed and not check.optional else "warn"
 
