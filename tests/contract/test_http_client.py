@@ -278,7 +278,7 @@ NO_POOLS = """
         monitor.tick()
         inside.get("http://inside/")
     monitor.tick()
-    assert "httpcore" not in sys.modules
+    assert httpx.__version__ < "0.28" or "httpcore" not in sys.modules  # older ones load it at once
     seen = monitor.read("inside", "http.client.request.duration", stat="count")
     assert seen == 2, seen
     outside = httpx.Client()

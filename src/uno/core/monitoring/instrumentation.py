@@ -46,6 +46,8 @@ SLOW_SECONDS = 0.5
 #: For how long a slow call or an error is named as a cause.
 RECENT_SECONDS = 60.0
 OWN = "uno monitor"
+#: In a Stat's ``extra``: a question of ours to a server that nothing cuts short.
+WHOLE = "whole"
 
 _CORE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _OWN = (_CORE, os.path.join(os.path.dirname(os.path.dirname(_CORE)), "testing.py"))
@@ -354,6 +356,7 @@ class Stat:
     def forget_parent(self) -> None:
         """In a forked child: who held, waited and ran was in threads that are not here."""
         self.holds, self.waiters, self.running, self.active = {}, {}, {}, 0
+        self.extra.pop(WHOLE, None)
 
     def outcome(self, name: str) -> CounterCell:
         """The counter of one outcome; there are few."""

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from time import monotonic, perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 from uno.core.monitoring.causes import (
     describe_error,
@@ -26,6 +26,7 @@ from uno.core.monitoring.instrumentation import (
     MAX_HOLDS,
     ONE_CLOCK,
     OWN,
+    WHOLE,
     Hold,
     Stat,
     call_site,
@@ -58,6 +59,7 @@ STALL = 1.0
 DOUBT, FAILED = 0.25, 2.0
 #: While no other connection is out, the place that takes one is looked up at most this often: it costs 0.5 us.
 SITE_SECONDS = 0.001
+T = TypeVar("T")
 _CONNECTING = "_uno_connecting"
 _SERVER = "server"
 _STATE = "db.client.connection.state"
@@ -550,6 +552,26 @@ def gave_back(owner: Any, connection: Any) -> None:
     except Exception as error:  # noqa: BLE001
         failures("gave_back", error)
     returned(owner, id(connection))
+
+
+async def whole(stat: Stat, ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Ask a server something that is not cut short when nobody waits for it any more; TimeoutError while the question
+    before has no answer.
+
+    psycopg cancels a query by asking the server for it, up to version 3.1 with a call that blocks the event loop for as
+    long as a frozen server says nothing.
+    """
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    before: asyncio.Task[T] | None = stat.extra.get(WHOLE)
+    if before is not None and not before.done() and before.get_loop() is loop:
+        raise TimeoutError
+    task = stat.extra[WHOLE] = loop.create_task(ask(), name="uno")
+    task.add_done_callback(
+        lambda done: done.cancelled() or done.exception()
+    )  # nobody may be there to hear it
+    return await asyncio.shield(task)
 
 
 def bind(stat: Stat) -> None:

@@ -32,6 +32,7 @@ from uno.core.monitoring.resource_types._pooled import (
     is_own,
     refused,
     server_identity,
+    whole,
 )
 from uno.core.monitoring.resource_types._server import (
     DEADLINE,
@@ -166,16 +167,23 @@ class PsycopgAsyncPool(PsycopgPool):
             return None
         if not self._is_askable(target):
             return None
-        async with target.connection(timeout=_PING_SECONDS) as connection:
-            return await connection.execute("SELECT 1") is not None
+
+        async def question() -> bool:
+            async with target.connection(timeout=_PING_SECONDS) as connection:
+                return await connection.execute("SELECT 1") is not None
+
+        return await whole(self.stat_for(target), question)
 
     async def server_connections(self, target: Any) -> ServerConnections:
-        async with (
-            target.connection(timeout=DEADLINE) as connection,
-            connection.cursor(row_factory=_tuples()) as cursor,
-        ):
-            await cursor.execute(POSTGRESQL)
-            return told_by_postgresql(await cursor.fetchone())
+        async def question() -> ServerConnections:
+            async with (
+                target.connection(timeout=DEADLINE) as connection,
+                connection.cursor(row_factory=_tuples()) as cursor,
+            ):
+                await cursor.execute(POSTGRESQL)
+                return told_by_postgresql(await cursor.fetchone())
+
+        return await whole(self.stat_for(target), question)
 
 
 def _tuples() -> Any:

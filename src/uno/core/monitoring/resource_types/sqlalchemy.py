@@ -47,6 +47,7 @@ from uno.core.monitoring.resource_types._pooled import (
     PooledMonitor,
     PoolUse,
     is_own,
+    whole,
 )
 from uno.core.monitoring.resource_types._server import METRICS, ServerConnections, asked_by_cursor
 from uno.core.resources import Identity
@@ -223,13 +224,20 @@ class SqlalchemyAsyncEngine(SqlalchemyEngine):
         if self.bound_loop(target) is not asyncio.get_running_loop() or not self.has_free_slot(target):
             return None
         dialect = target.sync_engine.dialect
-        async with target.connect() as connection:
-            await connection.run_sync(lambda c: dialect.do_ping(c.connection.dbapi_connection))
-        return True
+
+        async def question() -> bool:
+            async with target.connect() as connection:
+                await connection.run_sync(lambda c: dialect.do_ping(c.connection.dbapi_connection))
+            return True
+
+        return await whole(self.stat_for(target), question)
 
     async def server_connections(self, target: Any) -> ServerConnections:
-        async with target.connect() as connection:
-            return await connection.run_sync(lambda c: _ask(target.sync_engine, c.connection))  # type: ignore[no-any-return]
+        async def question() -> ServerConnections:
+            async with target.connect() as connection:
+                return await connection.run_sync(lambda c: _ask(target.sync_engine, c.connection))  # type: ignore[no-any-return]
+
+        return await whole(self.stat_for(target), question)
 
 
 def _ask(engine: Any, connection: Any) -> ServerConnections:
