@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from celery.contrib.testing.worker import start_worker
+from celery.contrib.testing.worker import TestWorkController, start_worker
 
 from tests import servers
 from tests.servers import PASSWORD, wait_until
@@ -49,6 +49,16 @@ def app(broker: servers.Server, request: pytest.FixtureRequest) -> Iterator[Cele
 
     yield app
     app.close()
+
+
+@pytest.fixture(autouse=True)
+def no_wait_for_a_worker_that_died(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Celery waits for ever for a worker whose thread has ended, with the alarm of the test's own time limit off."""
+
+    def ensure_started(self: Any) -> None:
+        assert self._on_started.wait(30), "the worker did not start"
+
+    monkeypatch.setattr(TestWorkController, "ensure_started", ensure_started)
 
 
 @pytest.fixture(autouse=True)
