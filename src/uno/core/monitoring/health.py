@@ -519,8 +519,8 @@ class HealthRegistry:
     spreads), `ready` (send no traffic while it fails), `startup` (wait while it fails). Without a group: all.
 
     Statuses: up is "pass"; degraded and saturated are "warn"; down is "fail". Unknown is "warn" while nothing
-    was ever known, as in the first seconds of the application, and "fail" for what has been known and has
-    gone silent, since it ranks worse than anything but down. Whatever is optional warns at most. `startup`
+    was ever known, or while an event loop cannot ask, and "fail" for what has been known and has gone
+    silent, since it ranks worse than anything but down. Whatever is optional warns at most. `startup`
     fails only until everything was tried once, so that a dependency that is down does not keep the
     application from starting. "fail" is HTTP 503, all else 200.
 
